@@ -1,0 +1,1 @@
+"""Forecasting models behind one interface; `base.py` is the interface and the registry."""

@@ -1,0 +1,194 @@
+"""The interface of every model, and the registry of kinds.
+
+Design choices: `fit` is a generator, because an iterative model can then be stopped after any
+epoch without threads or callbacks, and a closed-form one simply yields once; a fitted model is
+JSON plus named arrays, because then one module (`artifact.py`) can store all of them safely;
+kinds are import strings, because a process that serves a linear model must not import torch.
+
+A new model is one file with a `Forecaster` and one line in `KINDS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+
+from flts_ray.errors import ConfigError, DataError
+from flts_ray.panel import Contract
+from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows
+
+KINDS: dict[str, str] = {
+    "seasonal_naive": "flts_ray.models.seasonal_naive:SeasonalNaive",
+    "ar": "flts_ray.models.ar:LinearAR",
+    "gru": "flts_ray.models.recurrent:GRU",
+    "lstm": "flts_ray.models.recurrent:LSTM",
+    "prophet": "flts_ray.models.prophet:ProphetPerSeries",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is forecast. `horizon` in steps; `levels` rise strictly within (0, 1)."""
+
+    horizon: int
+    levels: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What one fit may use. `threads` of this process; `device` as torch names it."""
+
+    threads: int = 1
+    device: str = "cpu"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Forecasts of n windows, H steps, Q levels, in the input's units.
+
+    mean: float64 [n, H], the expected value. quantiles: float64 [n, H, Q], never crossing.
+    """
+
+    ids: tuple[str, ...]
+    origin_us: np.ndarray
+    levels: tuple[float, ...]
+    mean: np.ndarray
+    quantiles: np.ndarray
+
+    def at(self, levels: tuple[float, ...]) -> np.ndarray:
+        """Quantiles at any levels within the fitted ones, linear between them.
+
+        Returns float64 [n, H, len(levels)]. Raises DataError for a level outside.
+        """
+        low, high = self.levels[0], self.levels[-1]
+        outside = [q for q in levels if not low <= q <= high]
+        if outside:
+            raise DataError(
+                f"quantiles: {outside} lie outside the champion's range; ask for levels "
+                f"from {low} to {high}",
+                field="quantiles",
+            )
+        known = np.asarray(self.levels)
+        right = np.clip(np.searchsorted(known, levels), 1, len(known) - 1)
+        weight = (np.asarray(levels) - known[right - 1]) / (known[right] - known[right - 1])
+        below, above = self.quantiles[..., right - 1], self.quantiles[..., right]
+        return np.asarray(np.where(weight == 1.0, above, below + (above - below) * weight))
+
+    @property
+    def median(self) -> np.ndarray:
+        return self.at((0.5,))[..., 0]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The data contract inside an artifact: all that is needed to feed the model.
+
+    `lookback` is the number of past steps `forecast` needs; `needs_known_series` is True for a
+    model that can forecast only the series it was fitted on.
+    """
+
+    kind: str
+    task: Task
+    lookback: int
+    contract: Contract
+    params: Mapping[str, Any] = field(default_factory=dict)
+    needs_known_series: bool = False
+
+
+class Fitted(Protocol):
+    """A model that can forecast. Deterministic: the same windows give the same bits."""
+
+    spec: ModelSpec
+    stats: SeriesStats
+
+    def forecast(self, windows: Windows) -> Forecast:
+        """Forecast `spec.task.horizon` steps after each origin.
+
+        windows: lookback at least `spec.lookback` (only the last steps are used), horizon equal
+        to the task's. Raises DataError for a series it cannot forecast.
+        """
+        ...
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """JSON-ready values and named arrays from which `Forecaster.restore` rebuilds it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a fit: `fitted` is the best model so far, `metrics` are finite numbers."""
+
+    epoch: int
+    metrics: dict[str, float]
+    fitted: Fitted
+
+
+class Forecaster(Protocol):
+    """Fits one kind of model.
+
+    `defaults` names every parameter with its default value; an unknown parameter is a
+    ConfigError before any work is done. `iterative` says that `fit` yields once an epoch.
+    """
+
+    kind: str
+    iterative: bool
+    defaults: Mapping[str, Any]
+
+    def fit(
+        self, data: SeriesArrays, task: Task, params: Mapping[str, Any], compute: Compute
+    ) -> Iterator[Progress]:
+        """Fit on the training span; the validation span may choose and calibrate.
+
+        Reads nothing of the test span. Raises DataError when no training window fits.
+        """
+        ...
+
+    def restore(
+        self,
+        spec: ModelSpec,
+        stats: SeriesStats,
+        values: dict[str, Any],
+        arrays: dict[str, np.ndarray],
+    ) -> Fitted:
+        """Rebuild a fitted model from what `Fitted.state` gave."""
+        ...
+
+
+def forecaster(kind: str) -> Forecaster:
+    """The forecaster registered under `kind`. Raises ConfigError with a suggestion."""
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known kinds: {', '.join(KINDS)}"
+        raise ConfigError(f"models.{kind}: unknown model kind{hint}")
+    module, _, name = KINDS[kind].partition(":")
+    made: Forecaster = getattr(import_module(module), name)()
+    return made
+
+
+def resolve_params(model: Forecaster, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults overlaid with `params`. Raises ConfigError naming an unknown parameter."""
+    unknown = set(params) - set(model.defaults)
+    if unknown:
+        name = sorted(unknown)[0]
+        near = difflib.get_close_matches(name, model.defaults, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(model.defaults)}"
+        raise ConfigError(f"models.{model.kind}.params.{name}: unknown parameter{hint}")
+    return {**model.defaults, **params}
+
+
+def fit_fully(
+    kind: str,
+    data: SeriesArrays,
+    task: Task,
+    params: Mapping[str, Any] | None = None,
+    compute: Compute | None = None,
+) -> Fitted:
+    """Run a fit to its end and return the fitted model."""
+    steps = list(forecaster(kind).fit(data, task, params or {}, compute or Compute()))
+    return steps[-1].fitted

@@ -1,0 +1,1 @@
+"""Cleaning, features, splits and scaling statistics: raw panels in, prepared sets out."""

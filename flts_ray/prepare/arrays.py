@@ -1,0 +1,238 @@
+"""A prepared set in memory, and the windows that models see.
+
+Design choices: series lie end to end in flat arrays (`offsets` marks the borders), so a million
+series of different lengths are a few arrays that Ray shares without a copy; a window is index
+arithmetic on them; a model never touches `SeriesArrays` beyond its training span except through
+`windows_at`, which is where "nothing after the origin" is enforced.
+
+Positions are step indices from the start of their series. An origin `t` means that steps
+`[0, t)` are known and steps `[t, t + horizon)` are forecast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from flts_ray.panel import Contract, steps_after
+
+
+@dataclass(frozen=True)
+class SeriesStats:
+    """What was learned about each series on its training span, in the input's units.
+
+    All arrays are float64 [series]. `scale` is the mean absolute seasonal-naive error within the
+    training span (the denominator of MASE, Hyndman & Koehler 2006), never below a tiny positive
+    number. `clip_lo` and `clip_hi` are -inf and inf where nothing is clipped.
+    """
+
+    ids: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    scale: np.ndarray
+    clip_lo: np.ndarray
+    clip_hi: np.ndarray
+
+    def take(self, index: np.ndarray) -> SeriesStats:
+        return SeriesStats(
+            tuple(self.ids[i] for i in index),
+            *(getattr(self, n)[index] for n in ("mean", "std", "scale", "clip_lo", "clip_hi")),
+        )
+
+
+@dataclass(frozen=True)
+class SeriesArrays:
+    """Every series of a prepared set, end to end.
+
+    offsets: int64 [series + 1]; series i is rows `offsets[i]:offsets[i+1]`.
+    start_us: int64 [series], first step, UTC microseconds.
+    train_end, valid_end: int64 [series], positions; test is `[valid_end, length)`.
+    y: float64 [rows], input's units; short gaps are imputed causally, longer ones are NaN.
+    observed: bool [rows], False where `y` was imputed or is missing.
+    future: float32 [rows, F] in the order of `contract.future`; past: float32 [rows, P];
+    static: float32 [series, S] (numbers, or codes of sorted categories).
+    """
+
+    contract: Contract
+    stats: SeriesStats
+    offsets: np.ndarray
+    start_us: np.ndarray
+    train_end: np.ndarray
+    valid_end: np.ndarray
+    y: np.ndarray
+    observed: np.ndarray
+    future: np.ndarray
+    past: np.ndarray
+    static: np.ndarray
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return self.stats.ids
+
+    @property
+    def n_series(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def rows(self, series: int) -> slice:
+        return slice(int(self.offsets[series]), int(self.offsets[series + 1]))
+
+    def take(self, index: Sequence[int] | np.ndarray) -> SeriesArrays:
+        """The chosen series, in the given order, as a set of their own (copies the rows)."""
+        chosen = np.asarray(index, dtype=np.int64)
+        lengths = self.lengths[chosen]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        shift = np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
+        rows = np.arange(offsets[-1]) + shift
+        return replace(
+            self,
+            stats=self.stats.take(chosen),
+            offsets=offsets,
+            start_us=self.start_us[chosen],
+            train_end=self.train_end[chosen],
+            valid_end=self.valid_end[chosen],
+            y=self.y[rows],
+            observed=self.observed[rows],
+            future=self.future[rows],
+            past=self.past[rows],
+            static=self.static[chosen],
+        )
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What a model may know at each origin. n windows, lookback L, horizon H.
+
+    ids: series of each window (any string for a series never seen before).
+    origin_us: int64 [n], instant of the first step to forecast, UTC microseconds.
+    y: float64 [n, L], clipped to the training bounds, no NaN. observed: bool [n, L].
+    past: float32 [n, L, P]. future: float32 [n, L + H, F] (history, then horizon).
+    static: float32 [n, S].
+    scale: float64 [n], `SeriesStats.scale`, NaN for a series never seen before.
+    """
+
+    contract: Contract
+    ids: tuple[str, ...]
+    origin_us: np.ndarray
+    y: np.ndarray
+    observed: np.ndarray
+    past: np.ndarray
+    future: np.ndarray
+    static: np.ndarray
+    scale: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lookback(self) -> int:
+        return int(self.y.shape[1])
+
+    @property
+    def horizon(self) -> int:
+        return int(self.future.shape[1] - self.y.shape[1])
+
+    def last(self, lookback: int) -> Windows:
+        """The same origins with a shorter lookback (views)."""
+        cut = self.lookback - lookback
+        return replace(
+            self,
+            y=self.y[:, cut:],
+            observed=self.observed[:, cut:],
+            past=self.past[:, cut:],
+            future=self.future[:, cut:],
+        )
+
+    def part(self, rows: slice) -> Windows:
+        """A run of windows (views)."""
+        names = ("origin_us", "y", "observed", "past", "future", "static", "scale")
+        return replace(self, ids=self.ids[rows], **{n: getattr(self, n)[rows] for n in names})
+
+
+def windows_at(
+    data: SeriesArrays, series: np.ndarray, origins: np.ndarray, lookback: int, horizon: int
+) -> Windows:
+    """Windows of `data` at the given origins.
+
+    series, origins: int64 [n]; every window must fit: `origin >= lookback` and
+    `origin + horizon <= length`. Values and past covariates at or after the origin are not read.
+    """
+    series, origins = np.asarray(series, np.int64), np.asarray(origins, np.int64)
+    base = data.offsets[series] + origins
+    back = base[:, None] + np.arange(-lookback, 0)
+    whole = base[:, None] + np.arange(-lookback, horizon)
+    stats = data.stats
+    y = np.clip(data.y[back], stats.clip_lo[series, None], stats.clip_hi[series, None])
+    return Windows(
+        contract=data.contract,
+        ids=tuple(data.ids[i] for i in series),
+        origin_us=steps_after(data.start_us[series], origins, data.contract),
+        y=y,
+        observed=data.observed[back],
+        past=data.past[back],
+        future=data.future[whole],
+        static=data.static[series],
+        scale=stats.scale[series],
+    )
+
+
+def actuals_at(
+    data: SeriesArrays, series: np.ndarray, origins: np.ndarray, horizon: int
+) -> np.ndarray:
+    """What really happened: float64 [n, horizon], never clipped, NaN where not observed."""
+    at = (data.offsets[series] + origins)[:, None] + np.arange(horizon)
+    return np.where(data.observed[at], data.y[at], np.nan)
+
+
+def origins_in(
+    data: SeriesArrays,
+    span: str,
+    lookback: int,
+    horizon: int,
+    stride: int = 1,
+    max_origins: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Origins whose targets lie in one span and whose history is complete.
+
+    span: "train" (history and targets within training), "validation" or "test" (targets within
+    the span, history may reach back into the one before). `max_origins` bounds the origins of
+    one series by widening the stride for that series. Windows whose history holds a NaN, or
+    whose targets were nowhere observed, are left out. Returns (series, origins), int64 [n],
+    ordered by series, then time.
+    """
+    if span not in ("train", "validation", "test"):
+        raise ValueError(f"span {span!r}")
+    found_series, found_origins = [], []
+    for i in range(data.n_series):
+        rows = data.rows(i)
+        length = rows.stop - rows.start
+        train_end, valid_end = int(data.train_end[i]), int(data.valid_end[i])
+        first, last = {
+            "train": (lookback, train_end),
+            "validation": (train_end, valid_end),
+            "test": (valid_end, length),
+        }[span]
+        first = max(first, lookback)
+        if last - horizon < first:
+            continue
+        step = stride
+        if max_origins is not None:
+            step = max(stride, -(-(last - horizon - first + 1) // max_origins))
+        origins = np.arange(first, last - horizon + 1, step)
+        missing = np.concatenate([[0], np.cumsum(np.isnan(data.y[rows]))])
+        seen = np.concatenate([[0], np.cumsum(data.observed[rows])])
+        whole = missing[origins] == missing[origins - lookback]
+        told = seen[origins + horizon] > seen[origins]
+        if span == "train":
+            told &= missing[origins + horizon] == missing[origins]
+        kept = origins[whole & told]
+        found_series.append(np.full(len(kept), i, dtype=np.int64))
+        found_origins.append(kept.astype(np.int64))
+    if not found_series:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return np.concatenate(found_series), np.concatenate(found_origins)
