@@ -1,0 +1,31 @@
+# Two commands: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+EXIT ?=
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.ready
+	$(BIN)/flts demo $(if $(EXIT),--exit)
+
+test: $(VENV)/.ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; ok = (3, 11) <= v < (3, 13); \
+	  sys.exit(None if ok else f"Python 3.11 or 3.12 is needed, found {v}: make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable ".[demo,test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .flts .mypy_cache .ruff_cache .pytest_cache .hypothesis

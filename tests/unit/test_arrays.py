@@ -1,0 +1,82 @@
+"""Windows: what a model may see at an origin, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flts_ray.prepare.arrays import SeriesArrays, actuals_at, origins_in, windows_at
+from tests.synthetic import seasonal_set
+
+DATA = seasonal_set(n_series=2, length=200)
+
+
+@given(st.integers(1, 60), st.integers(1, 24), st.integers(1, 30), st.sampled_from([None, 5]))
+def test_origins_keep_every_target_within_its_span(
+    lookback: int, horizon: int, stride: int, most: int | None
+) -> None:
+    borders = {"train": (0, 120), "validation": (120, 160), "test": (160, 200)}
+    for span, (first, last) in borders.items():
+        series, origins = origins_in(DATA, span, lookback, horizon, stride, most)
+        assert (origins >= max(first, lookback)).all()
+        assert (origins + horizon <= last).all()
+        if most is not None and len(series):
+            assert np.bincount(series).max() <= most
+
+
+@given(st.integers(1, 60), st.integers(1, 24), st.integers(60, 176), st.integers(0, 1))
+def test_a_window_is_the_values_before_its_origin(
+    lookback: int, horizon: int, origin: int, series: int
+) -> None:
+    window = windows_at(DATA, np.array([series]), np.array([origin]), lookback, horizon)
+    rows = DATA.rows(series)
+    assert np.array_equal(window.y[0], DATA.y[rows][origin - lookback : origin])
+    assert np.array_equal(window.future[0], DATA.future[rows][origin - lookback : origin + horizon])
+    assert window.origin_us[0] == DATA.start_us[series] + origin * 3_600_000_000
+    actual = actuals_at(DATA, np.array([series]), np.array([origin]), horizon)
+    assert np.array_equal(actual[0], DATA.y[rows][origin : origin + horizon])
+
+
+def test_nothing_at_or_after_the_origin_reaches_a_window() -> None:
+    series, origins = np.array([0, 1]), np.array([100, 130])
+    y, past, observed = DATA.y.copy(), DATA.past.copy(), DATA.observed.copy()
+    for i, origin in zip(series, origins, strict=True):
+        rows = slice(int(DATA.offsets[i] + origin), int(DATA.offsets[i + 1]))
+        y[rows], past[rows], observed[rows] = np.nan, -1e9, False
+    spoilt = replace(DATA, y=y, past=past, observed=observed)
+    one = windows_at(DATA, series, origins, 50, 24)
+    two = windows_at(spoilt, series, origins, 50, 24)
+    for name in ("y", "past", "observed", "future", "scale", "origin_us"):
+        assert np.array_equal(getattr(one, name), getattr(two, name)), name
+
+
+def test_windows_are_clipped_and_actuals_are_not() -> None:
+    y = DATA.y.copy()
+    y[90], y[105] = 1e6, -1e6
+    stats = replace(DATA.stats, clip_lo=np.full(2, 0.0), clip_hi=np.full(2, 5.0))
+    data = replace(DATA, y=y, stats=stats)
+    window = windows_at(data, np.array([0]), np.array([100]), 20, 10)
+    assert window.y.max() == 5.0
+    assert actuals_at(data, np.array([0]), np.array([100]), 10)[0, 5] == -1e6
+
+
+def test_gaps_exclude_windows_and_unobserved_actuals_are_nan() -> None:
+    y, observed = DATA.y.copy(), DATA.observed.copy()
+    y[50:60] = np.nan
+    observed[50:60] = False
+    data: SeriesArrays = replace(DATA, y=y, observed=observed)
+    series, origins = origins_in(data, "train", 24, 12)
+    mine = set(origins[series == 0].tolist())
+    assert mine == {t for t in range(24, 109) if not (t - 24 < 60 and t + 12 > 50)}
+    assert np.isnan(actuals_at(data, np.array([0]), np.array([45]), 10)[0]).sum() == 5
+
+
+def test_taking_series_keeps_their_rows_and_statistics() -> None:
+    taken = DATA.take([1])
+    assert taken.ids == ("s1",)
+    assert np.array_equal(taken.y, DATA.y[DATA.rows(1)])
+    assert taken.stats.scale[0] == DATA.stats.scale[1]
+    assert np.array_equal(taken.static, DATA.static[1:])
