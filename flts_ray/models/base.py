@@ -104,8 +104,11 @@ class ModelSpec:
 class Fitted(Protocol):
     """A model that can forecast. Deterministic: the same windows give the same bits."""
 
-    spec: ModelSpec
-    stats: SeriesStats
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def stats(self) -> SeriesStats: ...
 
     def forecast(self, windows: Windows) -> Forecast:
         """Forecast `spec.task.horizon` steps after each origin.
