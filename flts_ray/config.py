@@ -10,64 +10,35 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
-from zoneinfo import ZoneInfo, available_timezones
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flts_ray.errors import ConfigError
-from flts_ray.panel import Frequency, Role
+from flts_ray.panel import Role
+from flts_ray.schema import (
+    Address,
+    Choice,
+    FrequencyText,
+    IntRange,
+    LogUniform,
+    Section,
+    Share,
+    TimeZone,
+    Uniform,
+    read_space,
+)
+
+__all__ = ["Choice", "Config", "IntRange", "LogUniform", "Uniform", "load_config", "parse_config"]
 
 DEFAULT_QUANTILES = (
     0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975,
 )  # fmt: skip
 Score = Literal["scaled_pinball", "composite", "mae", "rmse", "wape", "mase", "pinball"]
-
-
-def _expand(text: str) -> str:
-    """Replace `${NAME}` and `${NAME:-default}`; raises ValueError for an unset name."""
-
-    def value(match: re.Match[str]) -> str:
-        name, default = match.group(1), match.group(2)
-        found = os.environ.get(name) or default
-        if found is None:
-            raise ValueError(
-                f"environment variable {name} is not set; set it or write ${{{name}:-default}}"
-            )
-        return found
-
-    return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", value, text)
-
-
-def _known_zone(name: str) -> str:
-    try:
-        ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        near = difflib.get_close_matches(name, sorted(available_timezones()), 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{name!r} is no IANA time zone{hint}") from None
-    return name
-
-
-def _known_frequency(text: str) -> str:
-    try:
-        return Frequency(text).text
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
-
-
-Address = Annotated[str, AfterValidator(_expand)]
-TimeZone = Annotated[str, AfterValidator(_known_zone)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class DataConfig(Section):
@@ -90,7 +61,7 @@ class DataConfig(Section):
     """Target columns of the wide layout; each becomes a series `<id>/<target>`."""
     covariates: dict[str, Role] = {}
     units: str = ""
-    frequency: Annotated[str, AfterValidator(_known_frequency)] | None = None
+    frequency: FrequencyText | None = None
     """Step of the grid, such as 30min; None: inferred from the stamps."""
     time_zone: TimeZone = "UTC"
     """Local zone of the load, for calendar features."""
@@ -173,33 +144,6 @@ class TaskConfig(Section):
         return self
 
 
-class Choice(Section):
-    choice: tuple[Any, ...] = Field(min_length=1)
-
-
-class Uniform(Section):
-    uniform: tuple[float, float]
-
-
-class LogUniform(Section):
-    loguniform: tuple[float, float]
-
-    @model_validator(mode="after")
-    def _positive(self) -> LogUniform:
-        if not 0 < self.loguniform[0] <= self.loguniform[1]:
-            raise ValueError("loguniform needs 0 < low <= high")
-        return self
-
-
-class IntRange(Section):
-    integer: tuple[int, int]
-    """Both ends included."""
-
-
-Space = Choice | Uniform | LogUniform | IntRange
-SPACES: tuple[type[Section], ...] = get_args(Space)
-
-
 class ModelConfig(Section):
     """One model kind in the study: how many trials, and fixed values or search spaces."""
 
@@ -213,19 +157,7 @@ class ModelConfig(Section):
     def _spaces(cls, raw: Any) -> Any:
         if not isinstance(raw, Mapping) or not isinstance(raw.get("params"), Mapping):
             return raw
-        return {**raw, "params": {k: _space(k, v) for k, v in raw["params"].items()}}
-
-
-def _space(name: str, value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    for space in SPACES:
-        if set(value) == set(space.model_fields):
-            return space.model_validate(dict(value))
-    raise ValueError(
-        f"{name}: {dict(value)} is no search space; write one of choice, uniform, loguniform, "
-        "integer"
-    )
+        return {**raw, "params": {k: read_space(k, v) for k, v in raw["params"].items()}}
 
 
 class TuneConfig(Section):

@@ -9,6 +9,7 @@ stay at local midnight across daylight-saving changes.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -91,15 +92,28 @@ def local_offset_us(ds_us: np.ndarray, time_zone: str) -> np.ndarray:
     """
     if time_zone == "UTC" or ds_us.size == 0:
         return np.zeros_like(ds_us)
-    # Offsets change on whole quarter hours, so one look-up a quarter hour is exact.
-    quarter = 900 * US_PER_SECOND
-    slots, inverse = np.unique(ds_us // quarter, return_inverse=True)
     zone = ZoneInfo(time_zone)
-    offsets = [
-        _offset_us(datetime.fromtimestamp(int(slot) * 900, tz=UTC).astimezone(zone))
-        for slot in slots
-    ]
-    return np.asarray(offsets, dtype=np.int64)[inverse].reshape(ds_us.shape)
+    return _stepwise(
+        ds_us, lambda s: _offset_us(datetime.fromtimestamp(s, tz=UTC).astimezone(zone))
+    )
+
+
+def _stepwise(us: np.ndarray, offset_at: Callable[[int], int]) -> np.ndarray:
+    """`offset_at(seconds)` of each time; int64 microseconds, same shape.
+
+    An offset changes at most once a day, on a whole quarter hour: days that begin and end alike
+    need no closer look, and elsewhere one look-up a quarter hour is exact.
+    """
+    days, inverse = np.unique(us // US_PER_DAY, return_inverse=True)
+    ends = np.array([[offset_at(86_400 * int(d + i)) for i in (0, 1)] for d in days], np.int64)
+    offsets = ends[inverse.reshape(-1), 0]
+    changing = np.flatnonzero((ends[:, 0] != ends[:, 1])[inverse.reshape(-1)])
+    quarters, inverse = np.unique(
+        us.reshape(-1)[changing] // (900 * US_PER_SECOND), return_inverse=True
+    )
+    found = np.array([offset_at(900 * int(quarter)) for quarter in quarters], np.int64)
+    offsets[changing] = found[inverse]
+    return offsets.reshape(us.shape)
 
 
 def _offset_us(moment: datetime) -> int:
@@ -121,13 +135,10 @@ def from_local_us(wall_us: np.ndarray, time_zone: str) -> np.ndarray:
     """
     if time_zone == "UTC" or wall_us.size == 0:
         return wall_us.copy()
-    quarter = 900 * US_PER_SECOND
-    slots, inverse = np.unique(wall_us // quarter, return_inverse=True)
     zone = ZoneInfo(time_zone)
-    offsets = [
-        _offset_us(datetime.fromtimestamp(int(s) * 900, tz=UTC).replace(tzinfo=zone)) for s in slots
-    ]
-    return wall_us - np.asarray(offsets, dtype=np.int64)[inverse].reshape(wall_us.shape)
+    return wall_us - _stepwise(
+        wall_us, lambda s: _offset_us(datetime.fromtimestamp(s, tz=UTC).replace(tzinfo=zone))
+    )
 
 
 def steps_after(start_us: np.ndarray, steps: np.ndarray, contract: Contract) -> np.ndarray:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -34,6 +35,11 @@ class SeriesStats:
     scale: np.ndarray
     clip_lo: np.ndarray
     clip_hi: np.ndarray
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Row of each series in the arrays, by id."""
+        return {name: row for row, name in enumerate(self.ids)}
 
     def take(self, index: np.ndarray) -> SeriesStats:
         return SeriesStats(

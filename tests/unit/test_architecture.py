@@ -12,21 +12,21 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "flts_ray"
 FLOORS = {
-    "panel": 1, "config": 1, "errors": 1, "__init__": 1,
-    "store": 2, "local": 2,
+    "panel": 1, "schema": 1, "config": 1, "errors": 1, "__init__": 1,
+    "store": 2, "s3_clients": 2, "atomic_files": 2, "local": 2,
     "sources": 3, "prepare": 3,
     "models": 4,
-    "evaluate": 5, "registry": 5, "runs": 5, "champion": 5,
-    "tune": 6, "serve": 6,
-    "pipeline": 7,
-    "jobs": 8,
+    "evaluate": 5, "registry": 5, "promotions": 5, "runs": 5, "tracking": 5, "champion": 5,
+    "tune": 6, "serve": 6, "services": 6, "narrate": 6, "picture": 6,
+    "pipeline": 7, "promote": 7,
+    "jobs": 8, "report": 8,
     "cli": 9,
 }  # fmt: skip
 MAY_IMPORT = {
-    "ray": {"tune", "serve", "jobs", "pipeline", "cli", "prepare/dataset.py"},
-    "torch": {"models/recurrent.py", "models/recurrent_net.py", "models/recurrent_train.py"},
-    "prophet": {"models/prophet.py"},
-    "mlflow": {"registry.py", "runs.py", "local"},
+    "ray": ("tune/", "serve/", "jobs/", "prepare/dataset.py"),
+    "torch": ("models/recurrent",),
+    "prophet": ("models/prophet.py",),
+    "mlflow": ("tracking.py", "runs.py", "registry.py", "local/"),
 }
 
 
@@ -65,7 +65,7 @@ def test_heavy_libraries_are_imported_where_they_belong(library: str) -> None:
     for path in modules():
         place = str(path.relative_to(PACKAGE))
         if any(name.split(".")[0] == library for name in imports(path)):
-            assert place in allowed or room(path) in allowed, f"{place} imports {library}"
+            assert place.startswith(allowed), f"{place} imports {library}"
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:

@@ -1,0 +1,315 @@
+"""The command `flts`: parse, call, print.
+
+Exit codes: 0 done, 2 bad configuration or data, 3 refused by the gate, 4 somebody else was
+first, 5 a service or champion is missing, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+import flts_ray
+from flts_ray.config import Config, load_config
+from flts_ray.errors import DataError, FltsError, GateRefused
+
+if TYPE_CHECKING:
+    from flts_ray.evaluate.finalists import Judged
+    from flts_ray.services import Services
+
+app = typer.Typer(
+    name="flts",
+    help="Forecasts of load time series: prepare, train, judge, promote, serve.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="YAML configuration; `flts init` writes one.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. task.horizon=48."),
+]
+DEFAULT_CONFIG = Path("flts.yaml")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: errors meant for the user become one message and an exit code."""
+    from flts_ray.narrate import set_up_logging
+
+    set_up_logging(json_lines=not sys.stderr.isatty())
+    try:
+        app(args=None if arguments is None else list(arguments), standalone_mode=True)
+    except FltsError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; everything that was started is stopped")
+        sys.exit(130)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(flts_ray.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and leave.")
+    ] = False,
+) -> None:
+    """Forecasts of load time series as one Ray application."""
+
+
+def _load(path: Path, overrides: list[str] | None) -> Config:
+    return load_config(path, overrides or [])
+
+
+def _say() -> Any:
+    from flts_ray.narrate import ConsoleNarrator
+
+    return ConsoleNarrator(Console(stderr=True))
+
+
+def _interruptible() -> None:
+    from flts_ray.jobs.train import interrupt_on_sigterm
+
+    interrupt_on_sigterm()
+
+
+@app.command(epilog="Example: [cyan]flts init load.csv --output flts.yaml[/]")
+def init(
+    file: Annotated[Path, typer.Argument(help="Your CSV or Parquet file.")],
+    output: Annotated[Path, typer.Option("--output", "-o")] = DEFAULT_CONFIG,
+    name: Annotated[str | None, typer.Option(help="Model name; from the file by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUTPUT.")] = False,
+) -> None:
+    """Write a commented configuration for your file."""
+    from flts_ray.sources.propose import model_name, propose
+
+    if output.exists() and not force:
+        raise DataError(f"{output} exists; choose another --output, or --force to overwrite it")
+    output.write_text(propose(file, name or model_name(file)), encoding="utf-8")
+    print(f"{output} written; check its guesses, then: flts train --config {output}")
+
+
+@app.command(epilog="Example: [cyan]flts prepare -c configs/lte.yaml --force[/]")
+def prepare(
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Prepare again.")] = False,
+) -> None:
+    """Repair, split and describe the input; done at once if nothing changed."""
+    from flts_ray.pipeline import run_prepare
+    from flts_ray.report import quarantine_table
+
+    _interruptible()
+    with _say() as narrator:
+        prepared = run_prepare(_load(config, overrides), narrator, force=force)
+    if prepared.manifest.quarantine:
+        Console().print(quarantine_table(prepared.quarantine()))
+    print(prepared.location)
+
+
+@app.command(epilog="Example: [cyan]flts train -c configs/demo.yaml --set tune.budget_s=120[/]")
+def train(
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with this study.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Prepare again.")] = False,
+) -> None:
+    """Prepare, tune, judge, and promote if the gate lets the best model pass."""
+    from flts_ray.jobs.train import run
+
+    _interruptible()
+    loaded = _load(config, overrides)
+    with _say() as narrator:
+        report = run(loaded, narrator, resume=resume, force=force)
+    _show(report.judged, loaded, report.candidate)
+    print(report.decision.reason)
+    if not report.promoted:
+        raise typer.Exit(GateRefused.exit_code)
+
+
+def _show(judged: Sequence[Judged], config: Config, chosen: str) -> None:
+    from flts_ray.report import candidates_table
+
+    boards = [one.board for one in judged]
+    Console().print(candidates_table(boards, config.judge.score, chosen, config.data.units))
+
+
+@app.command(epilog="Example: [cyan]flts backtest -c configs/lte.yaml --set judge.stride=1[/]")
+def backtest(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
+    """Judge the models of the finished study, and the champion, on the test span."""
+    from flts_ray.jobs.session import open_session
+    from flts_ray.pipeline import judge_again
+
+    loaded = _load(config, overrides)
+    with _say() as narrator, open_session(loaded) as services:
+        judged, champion = judge_again(loaded, services, narrator)
+    _show([*judged, *([champion] if champion else [])], loaded, "")
+
+
+@app.command(epilog="Example: [cyan]flts promote 3 -c configs/demo.yaml[/]")
+def promote(
+    version: Annotated[int, typer.Argument(help="Version, as `flts history` lists it.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+) -> None:
+    """Judge a registered version against the champion of now; promote it if the gate agrees."""
+    from flts_ray.jobs.session import open_session
+    from flts_ray.pipeline import run_prepare
+    from flts_ray.promote import promote_version
+
+    loaded = _load(config, overrides)
+    with _say() as narrator, open_session(loaded) as services:
+        data = run_prepare(loaded, narrator).arrays()
+        now = datetime.now(UTC)
+        print(promote_version(loaded, services, data, version, now, narrator).reason)
+
+
+@app.command(epilog='Example: [cyan]flts rollback -c configs/demo.yaml --reason "bad nights"[/]')
+def rollback(
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
+) -> None:
+    """Make the previous champion champion again; twice goes forward again."""
+    from flts_ray.jobs.session import open_session
+
+    with open_session(_load(config, overrides)) as services:
+        entry = services.registry().rollback(datetime.now(UTC), reason)
+    print(f"champion is version {entry.champion}, previous is version {entry.previous}")
+
+
+@app.command(epilog="Example: [cyan]flts history -c configs/demo.yaml --json[/]")
+def history(
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List promotions, rollbacks and the decisions behind them."""
+    from flts_ray.promotions import PromotionLog
+    from flts_ray.report import history_lines, history_table
+    from flts_ray.store import Store
+
+    loaded = _load(config, overrides)
+    entries = PromotionLog(Store.open(loaded.root), loaded.name).entries()
+    if as_json:
+        print("\n".join(history_lines(entries)))
+    elif entries:
+        Console().print(history_table(entries))
+    else:
+        print(f"{loaded.name} has no champion yet; `flts train --config {config}` makes one")
+
+
+@app.command(epilog="Example: [cyan]flts serve -c configs/demo.yaml --set serve.port=8080[/]")
+def serve(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
+    """Serve the champion over HTTP until Ctrl-C; on a running cluster, deploy and leave."""
+    from flts_ray.jobs.serve import deploy_to_cluster, joins_a_cluster, serve_until
+
+    _interruptible()
+    loaded = _load(config, overrides)
+    with _say() as narrator:
+        if joins_a_cluster(loaded):
+            print(deploy_to_cluster(loaded, narrator))
+        else:
+            serve_until(loaded, narrator, _until_interrupted)
+
+
+def _until_interrupted(url: str, services: Services) -> None:
+    import threading
+
+    from flts_ray.report import addresses_table
+
+    Console().print(addresses_table(url, services.mlflow_uri, services.dashboard))
+    print("serving; Ctrl-C stops everything", flush=True)
+    threading.Event().wait()
+
+
+@app.command(
+    epilog="Examples: [cyan]flts forecast -c flts.yaml --input new.csv --output out.csv[/]  "
+    "[cyan]flts forecast -c flts.yaml --series cell-17[/]"
+)
+def forecast(
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    series: Annotated[
+        list[str] | None, typer.Option(help="A series of the prepared data; repeatable.")
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("--input", "-i", help="Histories, in the format of the configured input."),
+    ] = None,
+    origin: Annotated[str | None, typer.Option(help="First step to forecast, ISO 8601.")] = None,
+    horizon: Annotated[int | None, typer.Option(help="Steps; the model's by default.")] = None,
+    quantile: Annotated[list[float] | None, typer.Option(help="A level; repeatable.")] = None,
+    url: Annotated[str | None, typer.Option(help="A running forecast API to ask.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write .csv or .parquet.")
+    ] = None,
+) -> None:
+    """Forecast with the champion, from a file or from the end of the prepared data."""
+    from flts_ray.jobs.forecast import forecast as ask
+    from flts_ray.jobs.forecast import write_answers
+    from flts_ray.report import forecast_table
+
+    answers = ask(
+        _load(config, overrides),
+        series=series or (),
+        path=file,
+        origin=origin,
+        horizon=horizon,
+        quantiles=quantile or (),
+        url=url,
+    )
+    if output is None:
+        Console().print(forecast_table(answers))
+    else:
+        print(f"{write_answers(answers, output)} rows written to {output}")
+
+
+@app.command(epilog="Example: [cyan]flts status -c configs/demo.yaml[/]")
+def status(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
+    """Show what was prepared, tried, promoted, and what runs."""
+    from flts_ray.jobs.status import status_of
+    from flts_ray.report import status_table
+
+    Console().print(status_table(status_of(_load(config, overrides))))
+
+
+@app.command(epilog="Examples: [cyan]flts demo[/]  [cyan]flts demo --exit[/]")
+def demo(
+    config: Annotated[Path, typer.Option("--config", "-c")] = Path("configs/demo.yaml"),
+    overrides: SetOption = None,
+    leave: Annotated[
+        bool, typer.Option("--exit", help="Leave after the forecast instead of serving on.")
+    ] = False,
+) -> None:
+    """A year of electricity demand: prepare, tune, judge, promote, serve, one forecast."""
+    from flts_ray.jobs.demo import run_demo
+
+    _interruptible()
+    with _say() as narrator:
+        run_demo(_load(config, overrides), narrator, Console(), leave=leave)
+
+
+if __name__ == "__main__":
+    main()

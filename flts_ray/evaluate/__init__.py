@@ -1,0 +1,1 @@
+"""How candidates are judged: backtest, metrics, scoreboard, leakage audit, bootstrap, gate."""

@@ -1,0 +1,1 @@
+"""Entry points that own a process: sessions, the demo, and what `ray job submit` runs."""

@@ -1,0 +1,118 @@
+"""Serve the champion: `python -m flts_ray.jobs.serve --config configs/demo.yaml`.
+
+What `ray job submit` runs and what `flts serve` calls. On a cluster that was there before, the
+application stays after the command ends (`--remove` takes it down); on a cluster started for the
+command it serves until Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from flts_ray.config import Config, load_config
+from flts_ray.errors import ConfigError, FltsError
+from flts_ray.jobs.session import announce, open_session
+from flts_ray.jobs.train import interrupt_on_sigterm
+from flts_ray.narrate import LogNarrator, set_up_logging
+from flts_ray.services import Narrator, Services
+
+
+def joins_a_cluster(config: Config) -> bool:
+    """True when the configuration or the environment names a running cluster."""
+    return bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
+
+
+@contextmanager
+def serving(config: Config, services: Services, narrator: Narrator) -> Iterator[str]:
+    """The forecast API in the cluster this process has joined; yields its address."""
+    from ray import serve
+
+    from flts_ray.serve.deployment import deploy
+
+    narrator.step("Serve", f"starting {config.serve.min_replicas} replica(s)")
+    url = deploy(config, services.mlflow_uri)
+    addresses = {"api": url, "mlflow": services.mlflow_uri}
+    if services.dashboard:
+        addresses["dashboard"] = services.dashboard
+    try:
+        with announce(services.folder, addresses):
+            yield url
+    finally:
+        serve.shutdown()
+
+
+def serve_until(
+    config: Config,
+    narrator: Narrator,
+    wait: Callable[[str, Services], None],
+) -> None:
+    """Serve on a cluster started for the command until `wait` returns or is interrupted."""
+    with (
+        open_session(config, ray=True) as services,
+        serving(config, services, narrator) as url,
+    ):
+        wait(url, services)
+
+
+def deploy_to_cluster(config: Config, narrator: Narrator) -> str:
+    """Deploy to the running cluster and leave it there. Returns the address.
+
+    Raises ConfigError without a tracking server that outlives this command.
+    """
+    if config.mlflow.uri is None:
+        raise ConfigError(
+            "mlflow.uri: replicas on a cluster need a tracking server that stays; start one and "
+            "name it in the configuration"
+        )
+    from flts_ray.serve.deployment import deploy
+
+    with open_session(config, ray=True) as services:
+        url = deploy(config, services.mlflow_uri)
+        narrator.step("Deployed", url)
+        return url
+
+
+def remove_from_cluster(config: Config) -> None:
+    """Take the application off the running cluster."""
+    from flts_ray.serve.deployment import undeploy
+
+    with open_session(config, ray=True):
+        undeploy(config.name)
+
+
+def _wait_for_ever(url: str, services: Services) -> None:
+    threading.Event().wait()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the job; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m flts_ray.jobs.serve", description=__doc__)
+    parser.add_argument("--config", required=True, help="YAML file, for example configs/demo.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--remove", action="store_true", help="take the application down")
+    given = parser.parse_args(arguments)
+    set_up_logging(json_lines=True)
+    interrupt_on_sigterm()
+    try:
+        config = load_config(given.config, given.overrides)
+        if given.remove:
+            remove_from_cluster(config)
+        elif joins_a_cluster(config):
+            print(deploy_to_cluster(config, LogNarrator()))
+        else:
+            serve_until(config, LogNarrator(), _wait_for_ever)
+    except FltsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""What there is and what runs, read from the store and the announced services alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import httpx
+
+from flts_ray.config import Config
+from flts_ray.jobs.session import announced, local_folder
+from flts_ray.prepare.manifest import MANIFEST_NAME, Manifest
+from flts_ray.promotions import Entry, PromotionLog
+from flts_ray.store import Store
+from flts_ray.tune.outcome import TrialOutcome, read_outcomes
+from flts_ray.tune.space import sample_trials
+
+
+@dataclass(frozen=True)
+class Status:
+    """`services`: name to (address, what it answered)."""
+
+    name: str
+    root: str
+    prepared: tuple[Manifest, ...]
+    studies: dict[str, tuple[TrialOutcome, ...]]
+    newest: Entry | None
+    services: dict[str, tuple[str, str]]
+
+
+def status_of(config: Config) -> Status:
+    """Look around. Raises Unavailable if the store cannot be used."""
+    store = Store.open(config.root)
+    keys = [info.key for info in store.list("prepared/") if info.key.endswith(MANIFEST_NAME)]
+    folder = local_folder(config)
+    return Status(
+        name=config.name,
+        root=config.root,
+        prepared=tuple(Manifest.from_json(store.get(key), store.uri(key)) for key in keys),
+        studies=_studies(config),
+        newest=PromotionLog(store, config.name).newest(),
+        services={
+            name: (address, _answer(name, address)) for name, address in announced(folder).items()
+        },
+    )
+
+
+def _studies(config: Config) -> dict[str, tuple[TrialOutcome, ...]]:
+    folder = local_folder(config) / "studies"
+    plans = sample_trials(config.models, config.tune.seed)
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {study.name: tuple(read_outcomes(study, plans).values()) for study in found}
+
+
+def _answer(name: str, address: str) -> str:
+    path = {"api": "/readyz", "mlflow": "/health", "dashboard": "/api/version"}[name]
+    try:
+        code = httpx.get(f"{address}{path}", timeout=3.0).status_code
+    except httpx.HTTPError as error:
+        return f"does not answer ({type(error).__name__})"
+    return "ready" if code == httpx.codes.OK else f"answers {code}"

@@ -1,0 +1,66 @@
+"""Train from end to end: `python -m flts_ray.jobs.train --config configs/demo.yaml`.
+
+What `ray job submit` runs and what `flts train` calls: open the services, run the pipeline,
+report. Exit code 0 when the candidate was promoted or already is champion, 3 when the gate
+refused it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from types import FrameType
+
+from flts_ray.config import Config, load_config
+from flts_ray.errors import FltsError, GateRefused
+from flts_ray.jobs.session import open_session
+from flts_ray.narrate import LogNarrator, set_up_logging
+from flts_ray.pipeline import TrainReport, train
+from flts_ray.services import Narrator
+
+
+def run(
+    config: Config, narrator: Narrator, *, resume: bool = False, force: bool = False
+) -> TrainReport:
+    """Open services, train, close them again."""
+    with open_session(config, ray=True) as services:
+        return train(config, services, narrator, datetime.now(UTC), resume=resume, force=force)
+
+
+def interrupt_on_sigterm() -> None:
+    """A terminated job stops like Ctrl-C: partial results kept, services closed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the job; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m flts_ray.jobs.train", description=__doc__)
+    parser.add_argument("--config", required=True, help="YAML file, for example configs/demo.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted study")
+    parser.add_argument("--force", action="store_true", help="prepare again")
+    given = parser.parse_args(arguments)
+    set_up_logging(json_lines=True)
+    interrupt_on_sigterm()
+    try:
+        config = load_config(given.config, given.overrides)
+        report = run(config, LogNarrator(), resume=given.resume, force=given.force)
+    except FltsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from here", file=sys.stderr)
+        return 130
+    print(report.decision.reason)
+    return 0 if report.promoted else GateRefused.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Services for tests and laptops, started and stopped by this process."""

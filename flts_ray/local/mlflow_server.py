@@ -1,0 +1,95 @@
+"""An MLflow server for one machine: SQLite, a folder for artifacts, one worker.
+
+Design choices: the supported `mlflow server` command, because running its ASGI application
+directly needs names MLflow keeps for itself; its job runner (seven more processes and 2-3 s of
+the start) is off, since nothing here submits MLflow jobs; the server answers only requests whose
+Host header is a loopback name with this port, which keeps foreign web pages out; unpickling and
+usage statistics are off.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+
+from flts_ray.local.process import ManagedProcess, free_port
+
+ENVIRONMENT = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+class MlflowServer:
+    """Context manager around a server that keeps all its state in `folder`.
+
+    `port` is taken if it is free, else any free one. `start` returns at once and `wait` when the
+    server answers; the `with` statement does both.
+    """
+
+    def __init__(self, folder: Path, port: int | None = None, host: str = "127.0.0.1") -> None:
+        self.folder = Path(folder).resolve()
+        self.port = free_port(host, port)
+        self.uri = f"http://{host}:{self.port}"
+        self._process = ManagedProcess(
+            self._command(host),
+            name="MLflow",
+            log=self.folder / "server.log",
+            env=ENVIRONMENT,
+            lock=self.folder / "server.lock",
+            note=self.uri,
+        )
+
+    def start(self) -> None:
+        """Start the server. Raises Conflict if another one serves the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._process.start()
+
+    def wait(self, timeout_s: float = 90.0) -> None:
+        """Wait until it answers. Raises Unavailable with the end of its log."""
+        self._process.wait_until(self._answers, timeout_s)
+
+    def stop(self) -> None:
+        self._process.stop()
+
+    def __enter__(self) -> MlflowServer:
+        self.start()
+        try:
+            self.wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _command(self, host: str) -> list[str]:
+        names = dict.fromkeys((host, "127.0.0.1", "localhost"))
+        return [
+            *(sys.executable, "-m", "mlflow", "server"),
+            *("--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"),
+            *("--artifacts-destination", str(self.folder / "artifacts")),
+            "--serve-artifacts",
+            *("--workers", "1"),
+            *("--host", host, "--port", str(self.port)),
+            *("--allowed-hosts", ",".join(f"{name}:{self.port}" for name in names)),
+            *("--uvicorn-opts", "--no-access-log"),
+        ]
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.uri}/health", timeout=2.0).status_code == 200
+        except httpx.TransportError:
+            return False

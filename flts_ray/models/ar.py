@@ -1,0 +1,252 @@
+"""Linear autoregression: ridge-regularised, direct for every step, pooled over series.
+
+Design choices: one closed-form fit tries every penalty, with and without the calendar, pooled
+and per series, on the same sums of products, and keeps what has the smallest scaled absolute
+error on the validation span; the pooled map always exists, so a series never seen before is
+forecast too; bands are conformal, and follow the recent volatility where that pays.
+Direct multi-step forecasts: Marcellino, Stock & Watson 2006; pooling: Montero-Manso & Hyndman
+2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flts_ray.errors import DataError
+from flts_ray.models import calibrate
+from flts_ray.models.ar_choice import MIN_VALID_WINDOWS, Choice, choose, out_of_fold
+from flts_ray.models.ar_features import Layout, future_features
+from flts_ray.models.ar_map import LinearMap, Sample
+from flts_ray.models.ar_settings import Settings, layout_of, settings_of
+from flts_ray.models.base import Compute, Forecast, ModelSpec, Progress, Task, resolve_params
+from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows
+
+MAX_VALID_WINDOWS = 10_000
+POWERS = (0.0, 0.5, 1.0)
+Levels = tuple[float, ...]
+
+
+@dataclass
+class FittedAR:
+    """maps[0] is for every series; maps[1 + i] is for the series in row `owners[i]`.
+
+    `volatility` is (steps, power) of `calibrate.local_scale`.
+    """
+
+    spec: ModelSpec
+    stats: SeriesStats
+    layout: Layout
+    maps: list[LinearMap]
+    owners: np.ndarray
+    volatility: tuple[int, float]
+    band: calibrate.ResidualQuantiles
+
+    def forecast(self, windows: Windows) -> Forecast:
+        """See `Fitted.forecast`; any series can be forecast."""
+        calibrate.check_lookback(windows, self.layout.lookback)
+        windows, task = windows.last(self.layout.lookback), self.spec.task
+        rows = calibrate.known_rows(windows.ids, self.stats)
+        mean = np.empty((len(windows), task.horizon))
+        quantiles = np.empty((*mean.shape, len(task.levels)))
+        for part in calibrate.chunks(len(windows), calibrate.CHUNK // 4):
+            chunk = windows.part(part)
+            scale = calibrate.series_scale(chunk, self.stats)
+            mean[part] = self._mean(chunk, scale, rows[part])
+            width = calibrate.local_scale(chunk, scale, *self.volatility)
+            quantiles[part] = self.band.apply(mean[part], width, rows[part])
+        return Forecast(windows.ids, windows.origin_us, task.levels, mean, quantiles)
+
+    def _mean(self, windows: Windows, scale: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        future = future_features(windows, self.layout)
+        slots = np.zeros(len(rows), dtype=np.int64)
+        if len(self.owners):
+            at = np.minimum(np.searchsorted(self.owners, rows), len(self.owners) - 1)
+            slots = np.where(self.owners[at] == rows, at + 1, 0)
+        mean = np.empty((len(rows), self.layout.horizon))
+        for slot in np.unique(slots):
+            mine = np.flatnonzero(slots == slot)
+            mean[mine] = self.maps[slot].mean(windows.y[mine], scale[mine], future[mine])
+        return mean
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        values = {
+            "lags": list(self.layout.lags),
+            "seasons": self.layout.seasons,
+            "season": self.layout.season,
+            "volatility": list(self.volatility),
+        }
+        arrays = {
+            "values": np.stack([m.values for m in self.maps]),
+            "future": np.stack([m.future for m in self.maps]),
+            "bias": np.stack([m.bias for m in self.maps]),
+            "owners": self.owners,
+            "center": self.layout.center,
+            "spread": self.layout.spread,
+        }
+        return values, {**arrays, **self.band.arrays()}
+
+
+class LinearAR:
+    """See `Settings` for the parameters."""
+
+    kind = "ar"
+    iterative = False
+    defaults: Mapping[str, Any] = Settings().model_dump()
+
+    def fit(
+        self, data: SeriesArrays, task: Task, params: Mapping[str, Any], compute: Compute
+    ) -> Iterator[Progress]:
+        """Fit all settings, choose on validation, calibrate; yields once.
+
+        Metrics: `valid_loss` (scaled pinball), `valid_mae` (scaled), the median `ridge` and the
+        share of steps with the `calendar` in the pooled map, and `own_maps`, the number of
+        series with maps of their own.
+        """
+        settings = settings_of(resolve_params(self, params))
+        layout = layout_of(data, task.horizon, settings)
+        bound = max(MIN_VALID_WINDOWS, calibrate.MAX_SCORES // task.horizon)
+        training = _sample(data, "train", layout, min(settings.max_windows, bound))
+        if len(training.series) == 0:
+            raise DataError(
+                f"no series has a training window of {layout.lookback} + {task.horizon} steps "
+                "without a long gap; lower models.ar.params.lags or task.horizon, or give longer "
+                "series",
+                field="lags",
+            )
+        valid = _sample(data, "validation", layout, min(MAX_VALID_WINDOWS, bound))
+        choice = choose(training, valid, layout, settings)
+        reported = _reported(settings, layout, choice)
+        spec = ModelSpec(self.kind, task, layout.lookback, data.contract, reported)
+        fitted, metrics = _calibrated(spec, layout, choice, training, valid)
+        yield Progress(1, metrics, fitted)
+
+    def restore(
+        self,
+        spec: ModelSpec,
+        stats: SeriesStats,
+        values: dict[str, Any],
+        arrays: dict[str, np.ndarray],
+    ) -> FittedAR:
+        """See `Forecaster.restore`."""
+        layout = Layout(
+            lags=tuple(int(lag) for lag in values["lags"]),
+            seasons=int(values["seasons"]),
+            lookback=spec.lookback,
+            horizon=spec.task.horizon,
+            season=int(values["season"]),
+            calendar=spec.contract.calendar,
+            center=arrays["center"],
+            spread=arrays["spread"],
+        )
+        steps, power = values["volatility"]
+        maps = zip(arrays["values"], arrays["future"], arrays["bias"], strict=True)
+        band = calibrate.ResidualQuantiles.from_arrays(arrays)
+        return FittedAR(
+            spec=spec,
+            stats=stats,
+            layout=layout,
+            maps=[LinearMap(*parts) for parts in maps],
+            owners=arrays["owners"],
+            volatility=(int(steps), float(power)),
+            band=band,
+        )
+
+
+def _sample(data: SeriesArrays, span: str, layout: Layout, most: int) -> Sample:
+    return Sample(
+        data, *calibrate.sample_origins(data, span, layout.lookback, layout.horizon, most)
+    )
+
+
+def _reported(settings: Settings, layout: Layout, choice: Choice) -> dict[str, Any]:
+    """Parameters narrowed to what was chosen for the pooled map."""
+    lags, calendars = settings.lags, set(choice.calendars)
+    if lags is None:
+        lags = max((1, *layout.lags))
+    return {
+        "lags": lags if isinstance(lags, int) else list(lags),
+        "seasons": layout.seasons,
+        "ridge": sorted(set(choice.penalties)),
+        "pooling": settings.pooling if len(choice.owners) else "global",
+        "calendar": calendars.pop() if len(calendars) == 1 else "auto",
+        "max_windows": settings.max_windows,
+    }
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Windows that calibrate: actual, mean [n, H]; scales [powers, n]; rows [n]."""
+
+    actual: np.ndarray
+    mean: np.ndarray
+    scales: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, sample: Sample, mean: np.ndarray, layout: Layout, steps: int) -> Judged:
+        scales = np.empty((len(POWERS), len(sample.series)))
+        for part, windows, scale, _ in sample.chunks(layout):
+            for i, power in enumerate(POWERS):
+                scales[i, part] = calibrate.local_scale(windows, scale, steps, power)
+        return cls(sample.actuals(layout.horizon), mean, scales, sample.series)
+
+    def __add__(self, other: Judged) -> Judged:
+        return Judged(
+            np.concatenate([self.actual, other.actual]),
+            np.concatenate([self.mean, other.mean]),
+            np.concatenate([self.scales, other.scales], axis=1),
+            np.concatenate([self.rows, other.rows]),
+        )
+
+    def loss(self, band: calibrate.ResidualQuantiles, power: int, levels: Levels) -> float:
+        quantiles = band.apply(self.mean, self.scales[power], self.rows)
+        return calibrate.scaled_pinball(self.actual, quantiles, self.scales[0], levels)
+
+    def band(self, power: int, levels: Levels) -> calibrate.ResidualQuantiles:
+        return calibrate.residual_quantiles(
+            self.actual, self.mean, self.scales[power], self.rows, levels
+        )
+
+
+def _calibrated(
+    spec: ModelSpec, layout: Layout, choice: Choice, training: Sample, valid: Sample
+) -> tuple[FittedAR, dict[str, float]]:
+    """Bands, and the volatility that makes them sharpest."""
+    levels, data = spec.task.levels, training.data
+    steps = min(max(12, layout.season // 8), layout.lookback - 1)
+    judged = Judged.of(valid, _chosen_mean(valid, layout, choice), layout, steps)
+    calibrating = judged
+    if calibrate.validation_is_short(data) or len(valid.series) < MIN_VALID_WINDOWS:
+        calibrating += Judged.of(training, out_of_fold(training, layout, choice), layout, steps)
+    judged = judged if len(valid.series) else calibrating
+    bands = [calibrating.band(i, levels) for i in range(len(POWERS))]
+    losses = [calibrating.loss(band, i, levels) for i, band in enumerate(bands)]
+    best = int(np.argmin(losses))
+    fitted = FittedAR(
+        spec=spec,
+        stats=data.stats,
+        layout=layout,
+        maps=choice.maps,
+        owners=choice.owners,
+        volatility=(steps, POWERS[best]),
+        band=bands[best],
+    )
+    error = np.abs(judged.actual - judged.mean) / judged.scales[0][:, None]
+    return fitted, {
+        "valid_loss": judged.loss(bands[best], best, levels),
+        "valid_mae": float(np.nanmean(error)),
+        "ridge": float(np.median(choice.penalties)),
+        "calendar": float(np.mean(choice.calendars)),
+        "own_maps": float(len(choice.owners)),
+    }
+
+
+def _chosen_mean(sample: Sample, layout: Layout, choice: Choice) -> np.ndarray:
+    mean = choice.maps[0].over(sample, layout)
+    for slot, row in enumerate(choice.owners, start=1):
+        mean[sample.series == row] = choice.maps[slot].over(sample.of(row), layout)
+    return mean

@@ -1,0 +1,168 @@
+"""Which of the fitted linear maps is kept, for each step and series.
+
+Design choices: validation chooses the penalty and the use of the calendar for each step, from
+errors averaged over neighbouring steps; a series keeps a map of its own only where that validates
+better than the pooled one; forecasts of training windows come from maps that were fitted without
+their quarter of the training span (cross-conformal prediction, Vovk 2015), so that they can
+calibrate as validation windows do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+import numpy as np
+
+from flts_ray.models.ar_features import Layout
+from flts_ray.models.ar_map import LinearMap, Sample, maps_from, moments_of, scaled_errors
+from flts_ray.models.ar_settings import Settings
+from flts_ray.models.ridge import Moments
+
+MIN_VALID_WINDOWS = 30
+"""With fewer, the middle penalty and the calendar are taken unseen."""
+MIN_OWN_TRAIN, MIN_OWN_VALID = 200, 50
+"""Windows a series needs before a map of its own is tried."""
+MAX_OWN_SERIES = 64
+MAX_OWN_ENTRIES = 2**24
+FOLDS = 4
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every setting that one fit tries, in the order of `maps_from`."""
+
+    penalties: tuple[float, ...]
+    calendars: tuple[bool, ...]
+
+    @property
+    def settings(self) -> list[tuple[bool, float]]:
+        return [(calendar, ridge) for calendar in self.calendars for ridge in self.penalties]
+
+    def maps(self, moments: Moments, layout: Layout) -> list[LinearMap]:
+        return maps_from(moments, layout, self.penalties, self.calendars)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """maps[0] is pooled, maps[1 + i] is of the series in row `owners[i]`, rising.
+
+    picks: one int64 [H] a map, the settings of its steps as indices into `grid.settings`.
+    """
+
+    grid: Grid
+    maps: list[LinearMap]
+    picks: list[np.ndarray]
+    owners: np.ndarray
+
+    @property
+    def penalties(self) -> list[float]:
+        """Penalty of each step of the pooled map."""
+        return [self.grid.settings[pick][1] for pick in self.picks[0]]
+
+    @property
+    def calendars(self) -> list[bool]:
+        """Whether each step of the pooled map uses the calendar."""
+        return [self.grid.settings[pick][0] for pick in self.picks[0]]
+
+
+def choose(training: Sample, valid: Sample, layout: Layout, settings: Settings) -> Choice:
+    """Fit every setting on training windows (one at least) and keep what validates best."""
+    both = settings.calendar == "auto" and len(layout.calendar) > 0
+    grid = Grid(settings.ridge, (True, False) if both else (settings.calendar is not False,))
+    rows = _eligible(training, valid, layout, settings)
+    rest = training.without(rows)
+    sums = [moments_of(rest, layout)] if len(rest.series) else []
+    own: dict[int, tuple[LinearMap, np.ndarray]] = {}
+    for row in rows:
+        moments = moments_of(training.of(row), layout)
+        sums = [reduce(add, [*sums, moments])]
+        own[row] = _best(grid, moments, valid.of(row), layout)
+    pooled, picks = _best(grid, sums[0], valid, layout)
+    if settings.pooling == "auto":
+        own = {
+            row: mine
+            for row, mine in own.items()
+            if np.greater(*scaled_errors([pooled, mine[0]], valid.of(row), layout).mean(axis=1))
+        }
+    return Choice(
+        grid=grid,
+        maps=[pooled, *(fitted for fitted, _ in own.values())],
+        picks=[picks, *(picked for _, picked in own.values())],
+        owners=np.asarray(list(own), dtype=np.int64),
+    )
+
+
+def _eligible(training: Sample, valid: Sample, layout: Layout, settings: Settings) -> list[int]:
+    """Rows of the series for which a map of their own is tried, rising."""
+    n = training.data.n_series
+    if settings.pooling == "global" or (settings.pooling == "auto" and n == 1):
+        return []
+    trained = np.bincount(training.series, minlength=n) >= MIN_OWN_TRAIN
+    judged = np.bincount(valid.series, minlength=n) >= MIN_OWN_VALID
+    rows = np.flatnonzero(trained & judged)
+    most = min(MAX_OWN_SERIES, MAX_OWN_ENTRIES // (layout.lookback * layout.horizon))
+    if settings.pooling == "auto" and len(rows) > most:
+        return []
+    return [int(row) for row in rows[:most]]
+
+
+def _best(
+    grid: Grid, moments: Moments, valid: Sample, layout: Layout
+) -> tuple[LinearMap, np.ndarray]:
+    """The map put together from the best setting of each step, and those settings."""
+    maps = grid.maps(moments, layout)
+    if len(valid.series) < MIN_VALID_WINDOWS:
+        picks = np.full(layout.horizon, len(grid.penalties) // 2, dtype=np.int64)
+    else:
+        errors = scaled_errors(maps, valid, layout)
+        reach = max(1, layout.horizon // 8)
+        before = np.concatenate([np.zeros((len(maps), 1)), np.cumsum(errors, axis=1)], axis=1)
+        steps = np.arange(layout.horizon)
+        low, high = np.maximum(steps - reach, 0), np.minimum(steps + reach + 1, layout.horizon)
+        # The next step is what most users look at first: its own errors decide.
+        high[0] = 1
+        picks = ((before[:, high] - before[:, low]) / (high - low)).argmin(axis=0)
+    return _assembled(maps, picks), picks
+
+
+def _assembled(maps: Sequence[LinearMap], picks: np.ndarray) -> LinearMap:
+    return LinearMap(
+        values=np.stack([maps[p].values[:, h] for h, p in enumerate(picks)], axis=1),
+        future=np.stack([maps[p].future[h] for h, p in enumerate(picks)]),
+        bias=np.array([maps[p].bias[h] for h, p in enumerate(picks)]),
+    )
+
+
+def out_of_fold(training: Sample, layout: Layout, choice: Choice) -> np.ndarray:
+    """Forecasts of training windows by maps that did not see them: float64 [n, H].
+
+    A sample too small to be divided is forecast by the pooled map itself.
+    """
+    mean = _out_of_fold(training, layout, choice, 0)
+    for slot, row in enumerate(choice.owners, start=1):
+        mean[training.series == row] = _out_of_fold(training.of(row), layout, choice, slot)
+    return mean
+
+
+def _out_of_fold(sample: Sample, layout: Layout, choice: Choice, slot: int) -> np.ndarray:
+    folds = _folds(sample.series)
+    parts = [sample.where(folds == fold) for fold in np.unique(folds)]
+    mean = np.empty((len(folds), layout.horizon))
+    if len(parts) < 2:
+        return choice.maps[slot].over(sample, layout)
+    sums = [moments_of(part, layout) for part in parts]
+    for i, part in enumerate(parts):
+        others = reduce(add, sums[:i] + sums[i + 1 :])
+        fitted = _assembled(choice.grid.maps(others, layout), choice.picks[slot])
+        mean[folds == np.unique(folds)[i]] = fitted.over(part, layout)
+    return mean
+
+
+def _folds(series: np.ndarray) -> np.ndarray:
+    """Quarter of its series that each window lies in, shifted from series to series: int64 [n]."""
+    _, first, count = np.unique(series, return_index=True, return_counts=True)
+    rank = np.arange(len(series)) - np.repeat(first, count)
+    return (rank * FOLDS // np.repeat(count, count) + series) % FOLDS

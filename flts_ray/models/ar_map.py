@@ -1,0 +1,153 @@
+"""The fitted linear map, and how it is found from training windows.
+
+Design choices: a fit is folded into one matrix from history to horizon and one row of future
+weights a step; products run on blocks of a fixed shape, so a window's forecast does not depend on
+the batch it arrives in; every window is divided by its series' scale, which weighs the series by
+one over the scale squared and makes one map serve all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flts_ray.models import calibrate
+from flts_ray.models.ar_features import (
+    Layout,
+    calendar_width,
+    deviations,
+    future_features,
+    seasonal_features,
+    shared_features,
+)
+from flts_ray.models.ridge import Moments, solve
+from flts_ray.prepare.arrays import SeriesArrays, Windows, actuals_at, windows_at
+
+BLOCK = 64
+"""Rows of one product."""
+MAX_CELLS = 2**22
+"""Bound of the step features that exist at a time (float64 entries)."""
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """values: float64 [L, H]; future: float64 [H, r]; bias: float64 [H], in scaled units."""
+
+    values: np.ndarray
+    future: np.ndarray
+    bias: np.ndarray
+
+    def mean(self, y: np.ndarray, scale: np.ndarray, future: np.ndarray) -> np.ndarray:
+        """Expected values, float64 [n, H], in the units of `y`.
+
+        y: [n, L]; scale: [n]; future: [n, H, r] of `future_features`.
+        """
+        moved = _in_blocks(deviations(y), self.values)
+        told = np.einsum("nhr,hr->nh", future, self.future) + self.bias
+        return np.asarray(y[:, -1:] + moved + scale[:, None] * told)
+
+    def over(self, sample: Sample, layout: Layout) -> np.ndarray:
+        """Expected values of a sample's windows: float64 [n, H]."""
+        mean = np.empty((len(sample.series), layout.horizon))
+        for part, windows, scale, future in sample.chunks(layout):
+            mean[part] = self.mean(windows.y, scale, future)
+        return mean
+
+
+def _in_blocks(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    count = -(-len(rows) // BLOCK)
+    padded = np.zeros((count * BLOCK, rows.shape[1]))
+    padded[: len(rows)] = rows
+    product = padded.reshape(count, BLOCK, -1) @ weights
+    return np.asarray(product.reshape(count * BLOCK, -1)[: len(rows)])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some windows of a set: series and origins, int64 [n], ordered by series."""
+
+    data: SeriesArrays
+    series: np.ndarray
+    origins: np.ndarray
+
+    def of(self, row: int) -> Sample:
+        """The windows of one series."""
+        low, high = np.searchsorted(self.series, [row, row + 1])
+        return Sample(self.data, self.series[low:high], self.origins[low:high])
+
+    def where(self, kept: np.ndarray) -> Sample:
+        """The windows where `kept` (bool [n]) is True."""
+        return Sample(self.data, self.series[kept], self.origins[kept])
+
+    def without(self, rows: Sequence[int]) -> Sample:
+        """The windows of all series but these."""
+        return self.where(~np.isin(self.series, rows))
+
+    def chunks(self, layout: Layout) -> Iterator[tuple[slice, Windows, np.ndarray, np.ndarray]]:
+        """Slices with their windows, scales [n] and future features [n, H, r]."""
+        width = 2 * layout.seasons + future_width(self.data, layout)
+        size = max(BLOCK, min(calibrate.CHUNK, MAX_CELLS // (layout.horizon * width)))
+        for part in calibrate.chunks(len(self.series), size):
+            windows = windows_at(
+                self.data, self.series[part], self.origins[part], layout.lookback, layout.horizon
+            )
+            scale = calibrate.series_scale(windows, self.data.stats)
+            yield part, windows, scale, future_features(windows, layout)
+
+    def actuals(self, horizon: int) -> np.ndarray:
+        """What happened: float64 [n, H], NaN where not observed."""
+        return actuals_at(self.data, self.series, self.origins, horizon)
+
+
+def future_width(data: SeriesArrays, layout: Layout) -> int:
+    """Number of future features of a step, one at least."""
+    return max(1, calendar_width(layout) + 6 * len(data.contract.known_future))
+
+
+def moments_of(sample: Sample, layout: Layout) -> Moments:
+    """Sums over all windows of a sample that is not empty."""
+    found: Moments | None = None
+    stats = sample.data.stats
+    for part, windows, scale, future in sample.chunks(layout):
+        series = sample.series[part]
+        values = deviations(windows.y) / scale[:, None]
+        at = (sample.data.offsets[series] + sample.origins[part])[:, None]
+        y = sample.data.y[at + np.arange(layout.horizon)]
+        y = np.clip(y, stats.clip_lo[series, None], stats.clip_hi[series, None])
+        step = np.concatenate([seasonal_features(values, layout), future], axis=2)
+        target = (y - windows.y[:, -1:]) / scale[:, None]
+        more = Moments.of(shared_features(values, layout), step, target)
+        found = more if found is None else found + more
+    assert found is not None  # callers pass samples with windows
+    return found
+
+
+def maps_from(
+    moments: Moments, layout: Layout, penalties: Sequence[float], calendars: Sequence[bool]
+) -> list[LinearMap]:
+    """Fitted maps, all penalties without or with the calendar, then those of the other."""
+    unit = np.eye(layout.lookback)
+    shared, seasonal = shared_features(unit, layout), seasonal_features(unit, layout)
+    first = seasonal.shape[2]
+    maps = []
+    for calendar in calendars:
+        kept = np.ones(moments.step.shape[1], dtype=bool)
+        kept[first : first + calendar_width(layout)] = calendar
+        for fit in solve(moments, penalties, kept):
+            values = shared @ fit.shared
+            values += np.einsum("lhv,hv->lh", seasonal, fit.step[:, :first])
+            maps.append(LinearMap(values, fit.step[:, first:], fit.bias))
+    return maps
+
+
+def scaled_errors(maps: Sequence[LinearMap], sample: Sample, layout: Layout) -> np.ndarray:
+    """Mean absolute scaled error of each map at each step: float64 [maps, H]."""
+    actual = sample.actuals(layout.horizon)
+    missed = np.zeros((len(maps), layout.horizon))
+    for part, windows, scale, future in sample.chunks(layout):
+        for row, fitted in enumerate(maps):
+            error = np.abs(actual[part] - fitted.mean(windows.y, scale, future))
+            missed[row] += np.nansum(error / scale[:, None], axis=0)
+    return missed / np.maximum(np.isfinite(actual).sum(axis=0), 1)

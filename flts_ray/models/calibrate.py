@@ -1,0 +1,257 @@
+"""Quantiles that cover what they promise: conformal calibration on the validation span.
+
+Design choices: one rule for every model, the level-q order statistic of scaled validation scores
+with the finite-sample correction of split conformal prediction (Vovk et al. 2005; Lei et al.
+2018; Angelopoulos & Bates 2021); point forecasts use residuals as scores, quantile forecasts the
+distance to each quantile (conformalised quantile regression, Romano, Patterson & Candès 2019);
+scores are divided by a scale per window, so that series of any size share one table; a step with
+few scores borrows those of its neighbours; a series with many has a table of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+
+from flts_ray.errors import DataError
+from flts_ray.models.losses import pinball
+from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows, origins_in
+
+MIN_SUPPORT = 200
+"""Scores that should stand behind the quantiles of one step."""
+MIN_OWN_WINDOWS = 500
+"""Windows a series needs for a table of its own."""
+MAX_TABLE_ENTRIES = 2**22
+"""Bound of all tables of single series together (float64 entries)."""
+MAX_SCORES = 2**23
+"""Bound of the window-step pairs that one calibration holds in memory."""
+SHORT_SEASONS = 14
+"""With fewer seasons of validation, chance decides what it looks like."""
+CHUNK = 4096
+"""Most windows built at a time."""
+
+
+def sample_origins(
+    data: SeriesArrays, span: str, lookback: int, horizon: int, max_windows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Evenly spread origins of one span, about `max_windows` at most over all series.
+
+    The stride shares no factor with the season: otherwise a model would see few phases only.
+    Returns (series, origins) as `origins_in` does.
+    """
+    spans = {
+        "train": data.train_end - lookback,
+        "validation": data.valid_end - data.train_end,
+        "test": data.lengths - data.valid_end,
+    }[span]
+    total = int(np.maximum(spans - horizon + 1, 0).sum())
+    stride = max(1, -(-total // max_windows))
+    while gcd(stride, data.contract.season) > 1:
+        stride += 1
+    series, origins = origins_in(data, span, lookback, horizon, stride)
+    if len(series) > max_windows:
+        # Many short series: the stride alone leaves at least one origin of each.
+        kept = np.linspace(0, len(series) - 1, max_windows).round().astype(np.int64)
+        series, origins = series[kept], origins[kept]
+    return series, origins
+
+
+def validation_is_short(data: SeriesArrays) -> bool:
+    """True where half of the series have under SHORT_SEASONS seasons of validation."""
+    steps = float(np.median(data.valid_end - data.train_end))
+    return steps < SHORT_SEASONS * data.contract.season
+
+
+def check_lookback(windows: Windows, lookback: int) -> None:
+    """Raise DataError unless the windows reach back `lookback` steps."""
+    if windows.lookback < lookback:
+        raise DataError(
+            f"history has {windows.lookback} steps, the model looks back {lookback}: give "
+            f"{lookback - windows.lookback} more",
+            field="history",
+        )
+
+
+def chunks(n: int, size: int = CHUNK) -> Iterator[slice]:
+    """Consecutive slices of at most `size` that cover `range(n)`."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def known_rows(ids: Sequence[str], stats: SeriesStats) -> np.ndarray:
+    """Row of each id in `stats`, -1 for a series never seen before: int64 [n]."""
+    row_of = stats.row_of
+    return np.fromiter((row_of.get(name, -1) for name in ids), dtype=np.int64, count=len(ids))
+
+
+def series_scale(windows: Windows, stats: SeriesStats) -> np.ndarray:
+    """Positive scale of each window in the input's units: float64 [n].
+
+    The training scale of a series in `stats`; else the scale the windows carry; else the mean
+    absolute seasonal difference of the window, or of neighbouring steps where the window holds
+    no two seasons. Never below a thousandth of the standard deviation, because a series that
+    repeats itself exactly would have no scale at all.
+    """
+    rows = known_rows(windows.ids, stats)
+    scale = np.array(windows.scale, dtype=np.float64)
+    floor = np.zeros(len(rows))
+    known = rows >= 0
+    scale[known] = stats.scale[rows[known]]
+    floor[known] = _floor(stats.mean[rows[known]], stats.std[rows[known]])
+    floor[~known] = _floor(windows.y[~known].mean(axis=1), windows.y[~known].std(axis=1))
+    missing = ~(np.isfinite(scale) & (scale > 0))
+    scale[missing] = _window_scale(windows.y[missing], windows.contract.season)
+    return np.maximum(scale, floor)
+
+
+def _floor(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    return np.maximum(np.maximum(1e-3 * std, 1e-9 * np.abs(mean)), 1e-12)
+
+
+def _window_scale(y: np.ndarray, season: int) -> np.ndarray:
+    lag = season if season < y.shape[1] else 1
+    if y.shape[1] <= lag:
+        return np.abs(y).mean(axis=1)
+    return np.abs(y[:, lag:] - y[:, :-lag]).mean(axis=1)
+
+
+def local_scale(windows: Windows, scale: np.ndarray, steps: int, power: float) -> np.ndarray:
+    """`scale` moved towards the volatility of the last `steps` steps: float64 [n].
+
+    The volatility is the mean absolute difference of neighbouring steps; `power` 0 leaves the
+    scale, 1 follows the volatility fully. Quiet and wild windows count as at most 20 times
+    quieter or wilder, so that a flat stretch does not close the band.
+    """
+    if power == 0.0 or windows.lookback < 2:
+        return scale
+    recent = np.abs(np.diff(windows.y[:, -(steps + 1) :], axis=1)).mean(axis=1)
+    return scale * np.clip(recent / scale, 0.05, 20.0) ** power
+
+
+@dataclass(frozen=True)
+class ResidualQuantiles:
+    """Bands around a point forecast, in scaled units.
+
+    pooled: float64 [H, Q], for every series; own: float64 [k, H, Q], tables of single series;
+    owners: int64 [k], rising, the rows of those series in `SeriesStats`.
+    """
+
+    pooled: np.ndarray
+    own: np.ndarray
+    owners: np.ndarray
+
+    def apply(self, mean: np.ndarray, scale: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Quantiles around `mean`, never crossing.
+
+        mean: [n, H] and scale: [n] in the input's units; rows: [n] from `known_rows`.
+        Returns float64 [n, H, Q].
+        """
+        offsets = np.broadcast_to(self.pooled, (len(rows), *self.pooled.shape))
+        if len(self.owners):
+            slot = np.minimum(np.searchsorted(self.owners, rows), len(self.owners) - 1)
+            hit = self.owners[slot] == rows
+            offsets = np.where(hit[:, None, None], self.own[slot], offsets)
+        return mean[..., None] + offsets * scale[:, None, None]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Named arrays for `Fitted.state`."""
+        return {"band_pooled": self.pooled, "band_own": self.own, "band_owners": self.owners}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> ResidualQuantiles:
+        return cls(arrays["band_pooled"], arrays["band_own"], arrays["band_owners"])
+
+
+def residual_quantiles(
+    actual: np.ndarray,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    rows: np.ndarray,
+    levels: Sequence[float],
+) -> ResidualQuantiles:
+    """Bands of a point forecast from what it missed on windows it was not fitted on.
+
+    actual: [n, H], NaN is ignored; mean: [n, H]; scale: [n]; all in the input's units.
+    rows: [n] from `known_rows`. Split conformal prediction (Vovk, Gammerman & Shafer 2005;
+    Lei et al. 2018), one-sided for each level.
+    """
+    scores = ((actual - mean) / scale[:, None])[..., None]
+    size = mean.shape[1] * len(levels)
+    owners, counts = np.unique(rows, return_counts=True)
+    owners = owners[(counts >= MIN_OWN_WINDOWS) & (owners >= 0)][: MAX_TABLE_ENTRIES // size]
+    own = [_conformal_offsets(scores[rows == row], levels) for row in owners]
+    return ResidualQuantiles(
+        pooled=_conformal_offsets(scores, levels),
+        own=np.stack(own) if own else np.zeros((0, mean.shape[1], len(levels))),
+        owners=owners.astype(np.int64),
+    )
+
+
+def fit_shift(
+    actual: np.ndarray, quantiles: np.ndarray, scale: np.ndarray, levels: Sequence[float]
+) -> np.ndarray:
+    """Additive correction of each step and level, in scaled units: float64 [H, Q].
+
+    actual: [n, H], NaN is ignored; quantiles: [n, H, Q]; scale: [n]; all in the input's units,
+    of windows the model was not fitted on. Conformalised quantile regression (Romano, Patterson
+    & Candès 2019), one-sided for each level. Without any actual the correction is zero.
+    """
+    scores = (actual[..., None] - quantiles) / scale[:, None, None]
+    return _conformal_offsets(scores, levels)
+
+
+def apply_shift(quantiles: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Quantiles moved by `fit_shift`'s correction and put in order again: float64 [n, H, Q]."""
+    return np.sort(quantiles + shift * scale[:, None, None], axis=-1)
+
+
+def scaled_pinball(
+    actual: np.ndarray, quantiles: np.ndarray, scale: np.ndarray, levels: Sequence[float]
+) -> float:
+    """Mean pinball loss over windows, steps and levels, each window divided by its scale.
+
+    NaN actuals are ignored; without any actual the loss is zero.
+    """
+    loss = pinball(actual, quantiles, levels) / scale[:, None, None]
+    return float(loss[np.isfinite(loss)].mean()) if np.isfinite(loss).any() else 0.0
+
+
+def _conformal_offsets(scores: np.ndarray, levels: Sequence[float]) -> np.ndarray:
+    """Order statistics of scores [n, H, 1 or Q] for each step and level: float64 [H, Q]."""
+    steps, columns = scores.shape[1:]
+    found = np.zeros((steps, len(levels)))
+    support = np.isfinite(scores[..., 0]).sum(axis=0)
+    for step, width in enumerate(_band_widths(support)):
+        pool = scores[:, max(0, step - width) : step + width + 1].reshape(-1, columns)
+        pool = np.sort(pool[np.isfinite(pool).all(axis=1)], axis=0)
+        if len(pool):
+            found[step] = _order_statistics(pool, np.asarray(levels))
+    return found
+
+
+def _band_widths(support: np.ndarray) -> np.ndarray:
+    """Neighbours on each side that a step needs to reach MIN_SUPPORT scores: int64 [H]."""
+    steps = np.arange(len(support))
+    before = np.concatenate([[0], np.cumsum(support)])
+    wanted = min(MIN_SUPPORT, int(before[-1]))
+    widths = np.zeros(len(support), dtype=np.int64)
+    for width in range(1, len(support)):
+        low, high = np.maximum(steps - widths, 0), np.minimum(steps + widths + 1, len(support))
+        thin = before[high] - before[low] < wanted
+        if not thin.any():
+            break
+        widths[thin] = width
+    return widths
+
+
+def _order_statistics(ordered: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Conservative ranks floor and ceil of (m + 1) q, outwards from the median: [Q]."""
+    rank = np.round((len(ordered) + 1) * levels, 9)
+    low = np.where(levels <= 0.5, np.floor(rank), np.ceil(rank)).astype(np.int64)
+    high = np.where(levels < 0.5, np.floor(rank), np.ceil(rank)).astype(np.int64)
+    column = np.arange(len(levels)) if ordered.shape[1] == len(levels) else 0
+    top = len(ordered)
+    below, above = (ordered[np.clip(k, 1, top) - 1, column] for k in (low, high))
+    return np.asarray((below + above) / 2)

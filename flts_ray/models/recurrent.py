@@ -1,0 +1,205 @@
+"""GRU and LSTM forecasters: one network for all series, the whole horizon at once.
+
+Design choices: global across series, so a short series borrows from the others and a series
+never seen before can be forecast; early stopping and calibration use the validation span, whose
+windows are few enough that looking costs less than an epoch; every epoch yields a model that can
+be stored, so a fit may be stopped at any time. Architecture: `recurrent_net`; training:
+`recurrent_train`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from flts_ray.errors import ConfigError
+from flts_ray.models.base import Compute, ModelSpec, Progress, Task, resolve_params
+from flts_ray.models.calibrate import fit_shift, sample_origins, scaled_pinball, series_scale
+from flts_ray.models.recurrent_fitted import FittedRecurrent, restored
+from flts_ray.models.recurrent_inputs import ColumnScaling, fit_columns, predict, training_rows
+from flts_ray.models.recurrent_linear import fit_linear
+from flts_ray.models.recurrent_net import SegmentNet, Shape
+from flts_ray.models.recurrent_settings import Settings, geometry, no_window, settings_of
+from flts_ray.models.recurrent_train import MAX_LOSS, Schedule, train, training_set
+from flts_ray.prepare.arrays import (
+    SeriesArrays,
+    SeriesStats,
+    Windows,
+    actuals_at,
+    origins_in,
+    windows_at,
+)
+
+MAX_VALIDATION_WINDOWS = 2000
+MIN_VALIDATION_WINDOWS = 100
+MAX_VALIDATION_STEPS = 2**20
+
+
+class _Recurrent:
+    """A forecaster whose recurrent layer is `kind`."""
+
+    kind: str
+    iterative: bool = True
+    defaults: Mapping[str, Any] = Settings().model_dump()
+
+    def fit(
+        self, data: SeriesArrays, task: Task, params: Mapping[str, Any], compute: Compute
+    ) -> Iterator[Progress]:
+        """Train; yields after each epoch the best model so far.
+
+        Metrics: `train_loss`, `valid_loss`: scaled pinball losses of an epoch's training windows
+        and of validation windows. Where no validation window fits, training windows stand in
+        for them and nothing is calibrated. Raises DataError when no training window fits.
+        """
+        settings = settings_of(self.kind, resolve_params(self, params))
+        if 0.5 not in task.levels:
+            raise ConfigError(f"task.quantiles: {self.kind} needs the median; add 0.5")
+        lookback, segment = geometry(self.kind, settings, data, task.horizon)
+        origins = origins_in(data, "train", lookback, task.horizon)
+        if not len(origins[0]):
+            raise no_window(self.kind, lookback, task.horizon, data)
+        chosen = settings.model_copy(update={"lookback": lookback, "segment": segment})
+        spec = ModelSpec(self.kind, task, lookback, data.contract, chosen.model_dump())
+        return _epochs(data, spec, chosen, origins, compute)
+
+    def restore(
+        self,
+        spec: ModelSpec,
+        stats: SeriesStats,
+        values: dict[str, Any],
+        arrays: dict[str, np.ndarray],
+    ) -> FittedRecurrent:
+        """Rebuild a fitted model. Raises ArtifactError for any name, shape or type off."""
+        return restored(spec, stats, values, arrays)
+
+
+class GRU(_Recurrent):
+    """Gated recurrent units (Cho et al. 2014, arXiv 1406.1078)."""
+
+    kind = "gru"
+
+
+class LSTM(_Recurrent):
+    """Long short-term memory (Hochreiter & Schmidhuber 1997)."""
+
+    kind = "lstm"
+
+
+class _HeldOut(NamedTuple):
+    """Windows that training does not learn from: actual [n, H], scale of their series [n]."""
+
+    windows: Windows
+    actual: np.ndarray
+    scale: np.ndarray
+
+
+def _epochs(
+    data: SeriesArrays,
+    spec: ModelSpec,
+    settings: Settings,
+    origins: tuple[np.ndarray, np.ndarray],
+    compute: Compute,
+) -> Iterator[Progress]:
+    torch.set_num_threads(compute.threads)
+    device, shape = _device(compute.device), _shape(spec, settings)
+    scaling = fit_columns(data, training_rows(data))
+    size = (shape.lookback, shape.horizon)
+    windows = training_set(data, origins, scaling, size, settings.centre, device)
+    held_out = _held_out(data, "validation", shape)
+    judged_on = held_out or _held_out(data, "train", shape)
+    assert judged_on is not None  # origins holds training windows
+    net = _fresh(shape, compute.seed).to(device)
+    fit_linear(net, windows, held_out[:2] if held_out else None, scaling, compute.seed)
+    best, best_loss, best_epoch = None, math.inf, 0
+    epochs = train(net, windows, _schedule(settings, compute.seed))
+    for epoch, (train_loss, trained) in enumerate(epochs, start=1):
+        found = predict(trained, judged_on.windows, scaling, settings.centre, device)
+        loss = _loss(judged_on, found.quantiles, shape.levels)
+        if best is None or loss < best_loss:
+            shift = np.zeros((shape.horizon, len(shape.levels)))
+            if held_out is not None:
+                shift = fit_shift(held_out.actual, found.quantiles, found.scale, shape.levels)
+            best = _fitted(spec, data.stats, trained, scaling, shift, settings.centre)
+            best_loss, best_epoch = loss, epoch
+        yield Progress(epoch, {"train_loss": train_loss, "valid_loss": loss}, best)
+        if epoch - best_epoch >= settings.patience:
+            return
+
+
+def _shape(spec: ModelSpec, settings: Settings) -> Shape:
+    contract = spec.contract
+    assert settings.segment is not None  # `geometry` chose one
+    return Shape(
+        cell=spec.kind,
+        lookback=spec.lookback,
+        segment=settings.segment,
+        horizon=spec.task.horizon,
+        levels=tuple(spec.task.levels),
+        past=len(contract.past),
+        future=len(contract.future),
+        static=len(contract.static),
+        hidden=settings.hidden,
+        layers=settings.layers,
+        dropout=settings.dropout,
+        lags=min(spec.lookback, settings.max_lags) if settings.skip == "linear" else 0,
+    )
+
+
+def _schedule(settings: Settings, seed: int) -> Schedule:
+    shared = set(Schedule.__dataclass_fields__) & set(Settings.model_fields)
+    return Schedule(seed=seed, **settings.model_dump(include=shared))
+
+
+def _held_out(data: SeriesArrays, span: str, shape: Shape) -> _HeldOut | None:
+    """A bounded number of windows of one span; None if none fits."""
+    lookback, horizon = shape.lookback, shape.horizon
+    affordable = MAX_VALIDATION_STEPS // (lookback + horizon)
+    most = min(max(affordable, MIN_VALIDATION_WINDOWS), MAX_VALIDATION_WINDOWS)
+    series, origins = sample_origins(data, span, lookback, horizon, most)
+    if not len(series):
+        return None
+    windows = windows_at(data, series, origins, lookback, horizon)
+    actual = actuals_at(data, series, origins, horizon)
+    return _HeldOut(windows, actual, series_scale(windows, data.stats))
+
+
+def _loss(judged_on: _HeldOut, quantiles: np.ndarray, levels: tuple[float, ...]) -> float:
+    """Scaled pinball loss, the same for every kind; a bound where the network overflowed."""
+    if not np.isfinite(quantiles).all():
+        return MAX_LOSS
+    loss = scaled_pinball(judged_on.actual, quantiles, judged_on.scale, levels)
+    return min(loss, MAX_LOSS)
+
+
+def _device(asked: str) -> str:
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {asked!r}: this machine offers no CUDA device; use cpu or auto")
+    return asked
+
+
+def _fresh(shape: Shape, seed: int) -> SegmentNet:
+    """A network with weights drawn from the seed; the global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SegmentNet(shape)
+
+
+def _fitted(
+    spec: ModelSpec,
+    stats: SeriesStats,
+    net: SegmentNet,
+    scaling: ColumnScaling,
+    shift: np.ndarray,
+    centre: str,
+) -> FittedRecurrent:
+    """A model of its own, on the CPU, that further training does not touch."""
+    copied = _fresh(net.shape, 0)
+    copied.load_state_dict({name: w.detach().cpu() for name, w in net.state_dict().items()})
+    net = copied.double().eval()
+    return FittedRecurrent(spec, stats, net, scaling, shift.astype(np.float32), centre)

@@ -1,0 +1,103 @@
+"""Parameters of the recurrent forecasters, and the window they choose for a data set.
+
+Design choices: a bound for every parameter, so that a wrong one is refused before any work is
+done; what is left open follows from the season and from how long the training histories are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flts_ray.errors import ConfigError, DataError
+from flts_ray.prepare.arrays import SeriesArrays
+
+MIN_SEGMENTS, MAX_SEGMENTS = 8, 30
+
+
+class Settings(BaseModel):
+    """Parameters of a recurrent forecaster, their defaults and bounds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lookback: int | None = Field(None, ge=2, le=100_000)
+    """Past steps the network reads; None: two seasons. Rounded to whole segments."""
+    segment: int | None = Field(None, ge=1, le=10_000)
+    """Steps in a segment; None: about a quarter of a season, 8 to 30 segments in all."""
+    hidden: int = Field(64, ge=1, le=4096)
+    layers: int = Field(1, ge=1, le=8)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    lr: float = Field(1e-3, gt=0, le=1)
+    weight_decay: float = Field(1e-2, ge=0)
+    batch: int = Field(128, ge=1, le=65_536)
+    """Windows in one gradient step."""
+    epochs: int = Field(10, ge=1, le=10_000)
+    patience: int = Field(3, ge=1)
+    """Epochs without a better validation loss before training stops."""
+    windows_per_epoch: int = Field(8192, ge=1)
+    mean_weight: float = Field(0.1, ge=0)
+    """Weight of the mean's Huber loss beside the quantiles' pinball loss."""
+    average: float = Field(0.97, ge=0, lt=1)
+    """Decay of the running mean of the weights, a gradient step; 0: no averaging."""
+    centre: Literal["last", "mean"] = "last"
+    """What is subtracted from a window."""
+    skip: Literal["linear", "none"] = "linear"
+    """Whether a ridge regression on the window is added to what the network says."""
+    max_lags: int = Field(512, ge=1, le=4096)
+    """Most steps the ridge regression reads."""
+
+
+def settings_of(kind: str, params: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings.model_validate(dict(params))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(
+            f"models.{kind}.params.{first['loc'][0]}: {first['msg']} (value: {first['input']!r})"
+        ) from None
+
+
+def geometry(kind: str, settings: Settings, data: SeriesArrays, horizon: int) -> tuple[int, int]:
+    """Lookback and segment: what the parameters say, else what season and training allow."""
+    season = data.contract.season
+    longest = int(data.train_end.max(initial=0)) - horizon
+    lookback = settings.lookback
+    if lookback is None:
+        wanted = max(2 * season, horizon, 16, 2 * (settings.segment or 0))
+        typical = int(np.median(data.train_end)) - horizon if data.n_series else 0
+        lookback = max(2, min(wanted, max(typical, longest // 2) // 2))
+    if longest < lookback:
+        raise no_window(kind, lookback, horizon, data)
+    segment = settings.segment or _segment(lookback, season, horizon)
+    if segment > longest:
+        raise ConfigError(
+            f"models.{kind}.params.segment: {segment} steps do not fit into the longest training "
+            f"history of {longest} steps; choose at most {longest}"
+        )
+    up = -(-lookback // segment) * segment
+    return (up if up <= longest else longest // segment * segment), segment
+
+
+def _segment(lookback: int, season: int, horizon: int) -> int:
+    """About a quarter season, 8 to 30 segments in a lookback, a divisor of it if one is near."""
+    least = -(-lookback // MAX_SEGMENTS)
+    most = max(least, lookback // MIN_SEGMENTS)
+    most = max(least, min(most, horizon))
+    aim = min(max(round(season / 4), least), most)
+    whole = [w for w in range(least, most + 1) if lookback % w == 0]
+    near = [w for w in whole if aim / 2 <= w <= 2 * aim]
+    return min(near, key=lambda w: (abs(w - aim), w)) if near else aim
+
+
+def no_window(kind: str, lookback: int, horizon: int, data: SeriesArrays) -> DataError:
+    longest = int(data.train_end.max(initial=0))
+    return DataError(
+        f"{kind}: no training window fits: {lookback} past steps and {horizon} to forecast need "
+        f"{lookback + horizon} training steps in a row without a long gap, the longest series "
+        f"has {longest}; shorten models.{kind}.params.lookback or task.horizon, or give longer "
+        "series",
+        field="y",
+    )

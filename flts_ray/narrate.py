@@ -1,0 +1,100 @@
+"""How far a pipeline is: bars and rules in a terminal, events in a log.
+
+Design choices: one line a step that stays, bars only while something moves; without a terminal
+the same steps are structured events, so that a job's log can be searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+
+import structlog
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from flts_ray.tune.progress import StudyProgress, StudyView
+
+
+class ConsoleNarrator:
+    """Steps as lines, stages as bars. A context manager that leaves the terminal clean."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress = Progress(
+            TextColumn("{task.description:>9}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            console=console,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def step(self, title: str, detail: str = "") -> None:
+        self.clear()
+        self.console.print(f"[bold cyan]{title:<9}[/] {detail}", highlight=False)
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        if not self.console.is_terminal:
+            return
+        if name not in self._tasks:
+            self._progress.start()
+            self._tasks[name] = self._progress.add_task(name, total=total)
+        self._progress.update(self._tasks[name], completed=done, total=total)
+
+    def study(self) -> AbstractContextManager[Callable[[StudyView], None]]:
+        self.clear()
+        return StudyProgress(self.console)
+
+    def clear(self) -> None:
+        """Take bars off the screen."""
+        self._progress.stop()
+        for task in self._tasks.values():
+            self._progress.remove_task(task)
+        self._tasks.clear()
+
+    def __enter__(self) -> ConsoleNarrator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.clear()
+
+
+class LogNarrator:
+    """Steps as events named `pipeline_step`."""
+
+    def step(self, title: str, detail: str = "") -> None:
+        structlog.get_logger().info("pipeline_step", step=title, detail=detail)
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        if done == total:
+            structlog.get_logger().info("pipeline_stage", stage=name, done=done)
+
+    def study(self) -> AbstractContextManager[Callable[[StudyView], None]]:
+        return StudyProgress(Console(force_terminal=False, stderr=True))
+
+
+def set_up_logging(json_lines: bool) -> None:
+    """Events to standard error: JSON for machines, short lines for people."""
+    import sys
+
+    renderer = (
+        structlog.processors.JSONRenderer()
+        if json_lines
+        else structlog.dev.ConsoleRenderer(pad_event_to=0)
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

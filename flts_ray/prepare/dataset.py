@@ -1,0 +1,75 @@
+"""The steps of preparation on a Ray cluster: the only file of the floor that knows Ray Data.
+
+Design choices: few large tasks (one input, one bucket), because Ray Data pays for every block;
+workers get a step number and answer with a small JSON report, rows travel through the store
+only, so nothing large enters the object store and a lost worker costs one task.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from flts_ray.config import RayConfig
+
+Step = Callable[[int], dict[str, Any]]
+
+
+def ray_runs() -> bool:
+    """True when this process is already connected to Ray; never imports it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def run_on_ray(step: Step, count: int, config: RayConfig) -> Iterator[dict[str, Any]]:
+    """Run `step` for 0 to count - 1 on the cluster; reports come as they finish."""
+    import ray
+
+    if not ray.is_initialized():
+        _connect(config)
+
+    def report(row: dict[str, Any]) -> dict[str, str]:
+        return {"report": json.dumps(step(int(row["step"])))}
+
+    with _quiet():
+        steps = ray.data.from_items([{"step": i} for i in range(count)], override_num_blocks=count)
+        for row in steps.map(report, num_cpus=1).iter_rows():
+            yield json.loads(row["report"])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray Data neither draws nor announces its plans: the caller shows the progress."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    logger = logging.getLogger("ray.data")
+    before = context.enable_progress_bars, logger.level
+    context.enable_progress_bars = False
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, level = before
+        logger.setLevel(level)
+
+
+def _connect(config: RayConfig) -> None:
+    """Join the configured cluster, else start a local one in this process."""
+    import ray
+
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=False)
+        return
+    ray.init(
+        num_cpus=config.num_cpus,
+        object_store_memory=config.object_store_mb * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+    )

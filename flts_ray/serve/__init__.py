@@ -1,0 +1,1 @@
+"""Forecasts over HTTP: request models, prediction, micro-batching, the app, its deployment."""

@@ -1,0 +1,1 @@
+"""Raw files in, panel rows out: finding, reading, stamps and frequency."""

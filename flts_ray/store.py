@@ -1,0 +1,324 @@
+"""One object store: a folder on this machine or `s3://bucket/prefix`.
+
+Design choices: four small verbs (`put_new`, `put`, `get`, `list`) that mean the same on both kinds;
+`put_new` is the only lock the project needs, and losing that race is a value, not an exception;
+the endpoint and the keys of S3 come from the environment only (AWS_ENDPOINT_URL_S3 or
+AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION), so a
+store that travels to another process is only its address and opens itself there again.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import obstore
+from obstore import exceptions as refused
+from pyarrow import fs
+
+from flts_ray.atomic_files import PART, appearing, create_new
+from flts_ray.errors import ConfigError, DataError, Unavailable
+from flts_ray.s3_clients import endpoint, object_client, scan_filesystem
+
+_ACCESS = (refused.PermissionDeniedError, refused.UnauthenticatedError)
+
+
+class NotFound(DataError):
+    """Nothing is stored under this key."""
+
+    status = 404
+
+
+@dataclass(frozen=True)
+class Created:
+    """`put_new` stored the bytes; nobody else did."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Exists:
+    """Somebody else stored this key first; their bytes are kept."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """`size` in bytes; `etag` changes with the content ("" in a folder)."""
+
+    key: str
+    size: int
+    etag: str = ""
+
+
+def confined(key: str) -> str:
+    """The key itself; raises DataError unless it is a plain relative posix path."""
+    parts = key.split("/")
+    if any(part in ("", ".", "..") for part in parts) or not key.isprintable() or "\\" in key:
+        raise DataError(
+            f"{key!r} is no store key; write a relative path such as prepared/manifest.json, "
+            "without '..', empty parts, backslashes or control characters"
+        )
+    return key
+
+
+class Store(ABC):
+    """Bytes under keys. Errors: NotFound (no such key), Unavailable (the store cannot be used)."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    @staticmethod
+    def open(uri: str) -> Store:
+        """The store at a folder, `file://` or `s3://bucket/prefix`; nothing is created or asked."""
+        scheme, separator, rest = uri.partition("://")
+        if not separator or scheme == "file":
+            return FolderStore(rest if separator else uri)
+        if scheme == "s3" and rest.strip("/"):
+            return BucketStore(rest)
+        raise ConfigError(f"{uri!r} is no store; write a folder or s3://bucket/prefix")
+
+    def __reduce__(self) -> tuple[Callable[[str], Store], tuple[str]]:
+        return Store.open, (self.root,)
+
+    def uri(self, key: str = "") -> str:
+        """Full address of a key; of the store without one."""
+        return f"{self.root.rstrip('/')}/{confined(key)}" if key else self.root
+
+    @abstractmethod
+    def put_new(self, key: str, data: bytes) -> Created | Exists:
+        """Store under a key that nobody has used; of any number of callers one gets Created.
+
+        Readers see all of it or nothing. If the answer to a stored write is lost and the client
+        repeats it, the winner too may be told Exists: compare what `get` returns where it matters.
+        """
+
+    @abstractmethod
+    def put(self, key: str, data: bytes) -> None:
+        """Store, replacing what was there at once as a whole."""
+
+    @abstractmethod
+    def get(self, key: str) -> bytes:
+        """The bytes. Raises NotFound."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool: ...
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        """All objects below the folder `prefix` at any depth, sorted by key."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Forget a key; one that is not there is no error."""
+
+    @abstractmethod
+    def filesystem(self) -> tuple[fs.FileSystem, str]:
+        """File system for scans, and the path of the store's root in it."""
+
+    @abstractmethod
+    def _upload(self, source: Path, key: str) -> None: ...
+
+    @abstractmethod
+    def _download(self, key: str, target: BinaryIO) -> None: ...
+
+    def upload_dir(self, folder: str | Path, prefix: str) -> int:
+        """Store every file below `folder` under `prefix`, streamed, sorted; returns how many."""
+        folder = Path(folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        if not files:
+            raise NotFound(f"{folder}: no files to upload; check the folder")
+        for path in files:
+            self._upload(path, confined(f"{prefix}/{path.relative_to(folder).as_posix()}"))
+        return len(files)
+
+    def download_dir(self, prefix: str, folder: str | Path) -> int:
+        """Copy every object below `prefix` into `folder`, streamed; returns how many.
+
+        Raises NotFound if there is none. Each file appears whole under its name.
+        """
+        found = self.list(prefix)
+        if not found:
+            raise NotFound(f"{self.uri(prefix)}: nothing is stored there; check the address")
+        for item in found:
+            inner = confined(item.key.removeprefix(prefix).lstrip("/"))
+            path = Path(folder) / inner
+            with _local(path), appearing(path) as stream:
+                self._download(item.key, stream)
+        return len(found)
+
+
+class FolderStore(Store):
+    """A folder of this machine. Writes go to a hidden part file, then appear under their name."""
+
+    def __init__(self, root: str) -> None:
+        self._folder = Path(root).expanduser().absolute()
+        super().__init__(str(self._folder))
+
+    def put_new(self, key: str, data: bytes) -> Created | Exists:
+        path = self._path(key)
+        with _local(path):
+            return Created(key) if create_new(path, data) else Exists(key)
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        with _local(path), appearing(path) as stream:
+            stream.write(data)
+
+    def get(self, key: str) -> bytes:
+        path = self._path(key)
+        with _local(path):
+            return path.read_bytes()
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        base = self._path(prefix) if prefix else self._folder
+        found = []
+        for folder, _, names in os.walk(base, onerror=_hidden_folder):
+            for name in names:
+                path = Path(folder, name)
+                if not name.startswith(PART):
+                    with _vanishing():
+                        key = path.relative_to(self._folder).as_posix()
+                        found.append(ObjectInfo(key, path.stat().st_size))
+        return sorted(found, key=lambda item: item.key)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with _local(path):
+            path.unlink(missing_ok=True)
+
+    def filesystem(self) -> tuple[fs.FileSystem, str]:
+        return fs.LocalFileSystem(), self.root
+
+    def _path(self, key: str) -> Path:
+        return self._folder / confined(key)
+
+    def _upload(self, source: Path, key: str) -> None:
+        path = self._path(key)
+        with _local(path), source.open("rb") as stream, appearing(path) as target:
+            while chunk := stream.read(1 << 20):
+                target.write(chunk)
+
+    def _download(self, key: str, target: BinaryIO) -> None:
+        path = self._path(key)
+        with _local(path), path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                target.write(chunk)
+
+
+class BucketStore(Store):
+    """A prefix of an S3 bucket."""
+
+    def __init__(self, place: str) -> None:
+        self._bucket, _, prefix = place.strip("/").partition("/")
+        self._prefix = confined(prefix) if prefix else ""
+        super().__init__(f"s3://{self._bucket}" + (f"/{prefix}" if prefix else ""))
+        self._client = object_client(self._bucket, self._prefix)
+
+    def put_new(self, key: str, data: bytes) -> Created | Exists:
+        try:
+            with self._explained(key):
+                # Multipart uploads ignore the condition on some servers.
+                obstore.put(self._client, key, data, mode="create", use_multipart=False)
+        except refused.AlreadyExistsError:
+            return Exists(key)
+        return Created(key)
+
+    def put(self, key: str, data: bytes) -> None:
+        with self._explained(key):
+            obstore.put(self._client, key, data)
+
+    def get(self, key: str) -> bytes:
+        with self._explained(key):
+            return bytes(obstore.get(self._client, key).bytes())
+
+    def exists(self, key: str) -> bool:
+        try:
+            with self._explained(key):
+                obstore.head(self._client, key)
+        except NotFound:
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        with self._explained(prefix):
+            found = obstore.list(self._client, prefix or None).collect()
+        items = [ObjectInfo(o["path"], o["size"], (o["e_tag"] or "").strip('"')) for o in found]
+        return sorted(items, key=lambda item: item.key)
+
+    def delete(self, key: str) -> None:
+        try:
+            with self._explained(key):
+                obstore.delete(self._client, key)
+        except NotFound:
+            return
+
+    def filesystem(self) -> tuple[fs.FileSystem, str]:
+        return scan_filesystem(), self.root.removeprefix("s3://")
+
+    def _upload(self, source: Path, key: str) -> None:
+        with self._explained(key):
+            obstore.put(self._client, key, source)
+
+    def _download(self, key: str, target: BinaryIO) -> None:
+        with self._explained(key):
+            for chunk in obstore.get(self._client, key).stream():
+                target.write(chunk)
+
+    @contextmanager
+    def _explained(self, key: str) -> Iterator[None]:
+        place = self.uri(key)
+        try:
+            yield
+        except refused.AlreadyExistsError:
+            raise
+        except (FileNotFoundError, refused.NotFoundError):
+            raise NotFound(f"{place}: nothing is stored there; check key and bucket") from None
+        except (PermissionError, *_ACCESS) as error:
+            raise Unavailable(
+                f"{place}: access refused; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: "
+                f"{_first_line(error)}"
+            ) from None
+        except refused.BaseError as error:
+            raise Unavailable(
+                f"{place}: the object store at {endpoint() or 'AWS'} cannot be used; check "
+                f"AWS_ENDPOINT_URL, the bucket and the keys: {_first_line(error)}"
+            ) from None
+
+
+@contextmanager
+def _local(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError):
+        raise NotFound(f"{path}: nothing is stored there; check the address") from None
+    except OSError as error:
+        raise Unavailable(f"{path}: {error.strerror}; check the folder and its rights") from None
+
+
+def _hidden_folder(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise Unavailable(f"{error.filename}: {error.strerror}; check the folder and its rights")
+
+
+@contextmanager
+def _vanishing() -> Iterator[None]:
+    """A file that is deleted while the folder is listed is simply not listed."""
+    try:
+        yield
+    except FileNotFoundError:
+        return
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

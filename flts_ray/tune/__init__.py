@@ -1,0 +1,1 @@
+"""The study: which trials, how one trial runs, and the Ray Tune shell around them."""

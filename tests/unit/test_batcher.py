@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flts_ray.errors import Unavailable
+from flts_ray.serve.batcher import Batcher
+
+
+class Doubler:
+    """Doubles numbers, keeps what it was given, and waits for `gate` before each batch."""
+
+    def __init__(self, gate: threading.Event | None = None) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = gate
+
+    def __call__(self, items: Sequence[int]) -> list[int | Exception]:
+        if self.gate is not None:
+            assert self.gate.wait(10)
+        self.batches.append(list(items))
+        return [ValueError(item) if item < 0 else 2 * item for item in items]
+
+
+def batched(
+    run: Any, pool: ThreadPoolExecutor, max_weight: int = 100, max_waiting: int = 1000
+) -> Batcher[int, int]:
+    return Batcher(
+        run, pool, weigh=lambda item: max(1, item), max_weight=max_weight, max_waiting=max_waiting
+    )
+
+
+def with_pool(work: Any) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        made: Coroutine[Any, Any, Any] = work(pool)
+        return asyncio.run(made)
+
+
+def test_a_lone_item_is_a_batch_of_its_own() -> None:
+    run = Doubler()
+    assert with_pool(lambda pool: batched(run, pool).submit(4)) == 8
+    assert run.batches == [[4]]
+
+
+async def _behind_a_gate(pool: ThreadPoolExecutor, run: Doubler, items: list[int]) -> list[Any]:
+    """Submit 1, and while its batch is in flight all `items`."""
+    assert run.gate is not None
+    batcher = batched(run, pool, max_weight=10)
+    first = asyncio.create_task(batcher.submit(1))
+    await asyncio.sleep(0)
+    rest = [asyncio.create_task(batcher.submit(item)) for item in items]
+    await asyncio.sleep(0)
+    run.gate.set()
+    return await asyncio.gather(first, *rest, return_exceptions=True)
+
+
+def test_the_next_batch_gathers_while_one_is_in_flight() -> None:
+    run = Doubler(threading.Event())
+    results = with_pool(lambda pool: _behind_a_gate(pool, run, [2, 3, 4]))
+    assert results == [2, 4, 6, 8]
+    assert run.batches == [[1], [2, 3, 4]]
+
+
+def test_a_batch_is_at_most_max_weight_unless_one_item_is_heavier() -> None:
+    run = Doubler(threading.Event())
+    with_pool(lambda pool: _behind_a_gate(pool, run, [6, 4, 1, 20, 3]))
+    assert run.batches == [[1], [6, 4], [1], [20], [3]]
+
+
+def test_a_failing_item_does_not_fail_its_neighbours() -> None:
+    run = Doubler(threading.Event())
+    results = with_pool(lambda pool: _behind_a_gate(pool, run, [2, -3, 4]))
+    assert [results[0], results[1], results[3]] == [2, 4, 8]
+    assert isinstance(results[2], ValueError)
+
+
+def test_a_failing_batch_fails_each_item_and_the_next_batch_runs() -> None:
+    calls: list[int] = []
+
+    def run(items: Sequence[int]) -> list[int]:
+        calls.append(len(items))
+        if len(calls) == 1:
+            raise RuntimeError("broken")
+        return list(items)
+
+    async def work(pool: ThreadPoolExecutor) -> int:
+        batcher = batched(run, pool)
+        with pytest.raises(RuntimeError, match="broken"):
+            await batcher.submit(1)
+        return await batcher.submit(2)
+
+    assert with_pool(work) == 2
+
+
+def test_cancelled_callers_are_left_out() -> None:
+    run = Doubler(threading.Event())
+
+    async def work(pool: ThreadPoolExecutor) -> int:
+        assert run.gate is not None
+        batcher = batched(run, pool)
+        first = asyncio.create_task(batcher.submit(1))
+        gone = asyncio.create_task(batcher.submit(2))
+        stays = asyncio.create_task(batcher.submit(3))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        run.gate.set()
+        await first
+        return await stays
+
+    assert with_pool(work) == 6
+    assert [item for batch in run.batches for item in batch] == [1, 3]
+
+
+def test_too_many_waiting_are_refused() -> None:
+    run = Doubler(threading.Event())
+
+    async def work(pool: ThreadPoolExecutor) -> list[Any]:
+        assert run.gate is not None
+        batcher = batched(run, pool, max_waiting=2)
+        tasks = [asyncio.create_task(batcher.submit(i)) for i in (1, 2, 3, 4)]
+        await asyncio.sleep(0)
+        run.gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    results = with_pool(work)
+    assert sum(isinstance(result, Unavailable) for result in results) == 2
+    assert [result for result in results if isinstance(result, int)]
+
+
+def test_a_closed_executor_fails_the_caller_instead_of_hanging() -> None:
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+
+    async def work() -> None:
+        with pytest.raises(RuntimeError):
+            await asyncio.wait_for(batched(Doubler(), pool).submit(1), 10)
+
+    asyncio.run(work())
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 40))
+def test_every_caller_gets_its_own_result(items: list[int], max_weight: int) -> None:
+    async def work(pool: ThreadPoolExecutor) -> list[int]:
+        batcher = batched(Doubler(), pool, max_weight=max_weight)
+        return await asyncio.gather(*(batcher.submit(item) for item in items))
+
+    assert with_pool(work) == [2 * item for item in items]
