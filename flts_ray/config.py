@@ -93,7 +93,7 @@ class PrepareConfig(Section):
 
     duplicates: Literal["last", "mean", "quarantine"] = "last"
     max_gap: int = Field(6, ge=0)
-    """Longest run of missing steps that is imputed; longer runs stay missing."""
+    """Most steps of a gap that are imputed, counted from its start; the rest stays missing."""
     max_missing: Share = 0.3
     """Series with a larger share of missing steps are quarantined."""
     clip: float | None = Field(3.0, gt=0)

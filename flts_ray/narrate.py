@@ -6,6 +6,8 @@ the same steps are structured events, so that a job's log can be searched.
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -22,13 +24,7 @@ class ConsoleNarrator:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._progress = Progress(
-            TextColumn("{task.description:>9}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            console=console,
-            transient=True,
-        )
+        self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
     def step(self, title: str, detail: str = "") -> None:
@@ -38,8 +34,11 @@ class ConsoleNarrator:
     def stage(self, name: str, done: int, total: int) -> None:
         if not self.console.is_terminal:
             return
-        if name not in self._tasks:
+        if self._progress is None:
+            columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn())
+            self._progress = Progress(*columns, console=self.console, transient=True)
             self._progress.start()
+        if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total)
         self._progress.update(self._tasks[name], completed=done, total=total)
 
@@ -49,9 +48,9 @@ class ConsoleNarrator:
 
     def clear(self) -> None:
         """Take bars off the screen."""
-        self._progress.stop()
-        for task in self._tasks.values():
-            self._progress.remove_task(task)
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress = None
         self._tasks.clear()
 
     def __enter__(self) -> ConsoleNarrator:
@@ -81,9 +80,7 @@ class LogNarrator:
 
 
 def set_up_logging(json_lines: bool) -> None:
-    """Events to standard error: JSON for machines, short lines for people."""
-    import sys
-
+    """Events to standard error: JSON for machines; for people warnings only, as short lines."""
     renderer = (
         structlog.processors.JSONRenderer()
         if json_lines
@@ -96,5 +93,10 @@ def set_up_logging(json_lines: bool) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             renderer,
         ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.INFO if json_lines else logging.WARNING
+        ),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    for chatty in ("ray", "ray.serve", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -160,8 +160,8 @@ class Contract:
 
     Column order of `known_future`, `past` and `static` is the order of the last axis of the
     matching arrays. `calendar` names the generated calendar columns, which precede
-    `known_future` in `future` arrays. `season` is in steps. `max_gap` is the longest run of
-    missing steps that is imputed.
+    `known_future` in `future` arrays. `season` is in steps. `max_gap` is how many
+    steps of a gap are imputed, counted from its start.
     """
 
     freq: str

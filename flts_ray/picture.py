@@ -48,6 +48,7 @@ def draw(picture: Picture, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     past, ahead = _stamps(picture.history_us), _stamps(picture.ds_us)
+    joined = np.concatenate([past[-1:], ahead])
     axes.fill_between(
         ahead, picture.lower_95, picture.upper_95, color=BAND_95, lw=0, label="95 % band"
     )
@@ -57,13 +58,20 @@ def draw(picture: Picture, path: Path) -> None:
     axes.plot(past, picture.history, color=INK, lw=1.3, label="history")
     axes.plot(ahead, picture.median, color=BLUE, lw=2, label="median forecast")
     if picture.actual is not None:
-        axes.plot(ahead, picture.actual, color=INK, lw=1.3, ls=(0, (1, 1.2)), label="what happened")
+        # From the last known value on, so that the line is one.
+        happened = np.concatenate([picture.history[-1:], picture.actual])
+        axes.plot(joined, happened, color=INK, lw=1.3, ls=(0, (1, 1.2)), label="what happened")
     axes.axvline(ahead[0], color=GREY, lw=0.8)
     axes.set_title(picture.title, loc="left", color=INK, fontsize=12, fontweight="bold")
     axes.set_ylabel(picture.units, color=GREY)
     locator = AutoDateLocator(tz=zone)
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))
+    formats = ["%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M", "%S.%f"]
+    axes.xaxis.set_major_formatter(
+        ConciseDateFormatter(
+            locator, tz=zone, formats=formats, zero_formats=["", *formats[:5]], show_offset=False
+        )
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors=GREY)

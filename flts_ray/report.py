@@ -19,6 +19,16 @@ from flts_ray.evaluate.scoreboard import Scoreboard
 from flts_ray.jobs.status import Status
 from flts_ray.promotions import Entry
 
+HEADS = {
+    "scaled_pinball": "scaled pinball",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "wape": "WAPE %",
+    "mase": "MASE",
+    "coverage_80": "in 80 %",
+    "coverage_95": "in 95 %",
+}
+
 
 def candidates_table(boards: Sequence[Scoreboard], score: str, chosen: str, units: str) -> Table:
     """A rich table of all candidates on the test span, best first; `chosen` is highlighted."""
@@ -29,10 +39,10 @@ def candidates_table(boards: Sequence[Scoreboard], score: str, chosen: str, unit
         caption="RMSE of the mean, MAE and WAPE of the median; bands should cover 80 % and 95 %",
         caption_justify="left",
     )
-    columns = ["model", score, "RMSE", "MAE", "WAPE", "MASE", "pinball", "in 80 %", "in 95 %"]
-    for name in columns:
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
-    keys = [score, "rmse", "mae", "wape", "mase", "pinball", "coverage_80", "coverage_95"]
+    keys = list(dict.fromkeys([score, "rmse", "mae", "wape", "mase", "coverage_80", "coverage_95"]))
+    table.add_column("model", no_wrap=True)
+    for key in keys:
+        table.add_column(HEADS.get(key, key), justify="right")
     for board in sorted(boards, key=lambda b: b.overall[score]):
         cells = [_number(key, board.overall[key]) for key in keys]
         style = "bold green" if board.model == chosen else None
@@ -136,5 +146,5 @@ def status_table(status: Status) -> Table:
 
 def _number(key: str, value: float) -> str:
     if key in ("wape", "coverage_80", "coverage_95"):
-        return f"{100 * value:.1f} %"
+        return f"{100 * value:.1f}"
     return f"{value:.4g}"

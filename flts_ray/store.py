@@ -222,7 +222,8 @@ class BucketStore(Store):
         self._bucket, _, prefix = place.strip("/").partition("/")
         self._prefix = confined(prefix) if prefix else ""
         super().__init__(f"s3://{self._bucket}" + (f"/{prefix}" if prefix else ""))
-        self._client = object_client(self._bucket, self._prefix)
+        with self._explained(""):
+            self._client = object_client(self._bucket, self._prefix)
 
     def put_new(self, key: str, data: bytes) -> Created | Exists:
         try:

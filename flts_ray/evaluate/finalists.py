@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 
 from flts_ray.config import JudgeConfig
@@ -55,10 +56,17 @@ class Judged:
 def common_origins(
     data: SeriesArrays, finalists: Sequence[Finalist], judge: JudgeConfig
 ) -> Origins:
-    """Origins of the test span that every finalist can forecast. Raises DataError if none."""
+    """Origins of the test span that every finalist can forecast.
+
+    Without a configured stride it is the horizon, or the next number that shares no factor with
+    the season, so that origins visit every time of day. Raises DataError if no window fits.
+    """
     longest = max(finalist.fitted.spec.lookback for finalist in finalists)
     horizon = finalists[0].fitted.spec.task.horizon
-    return choose_origins(data, "test", longest, horizon, judge.stride, judge.max_origins)
+    stride = judge.stride or horizon
+    while judge.stride is None and gcd(stride, data.contract.season) > 1:
+        stride += 1
+    return choose_origins(data, "test", longest, horizon, stride, judge.max_origins)
 
 
 def judge_one(

@@ -30,9 +30,7 @@ def joins_a_cluster(config: Config) -> bool:
 @contextmanager
 def serving(config: Config, services: Services, narrator: Narrator) -> Iterator[str]:
     """The forecast API in the cluster this process has joined; yields its address."""
-    from ray import serve
-
-    from flts_ray.serve.deployment import deploy
+    from flts_ray.serve.deployment import deploy, undeploy
 
     narrator.step("Serve", f"starting {config.serve.min_replicas} replica(s)")
     url = deploy(config, services.mlflow_uri)
@@ -43,7 +41,7 @@ def serving(config: Config, services: Services, narrator: Narrator) -> Iterator[
         with announce(services.folder, addresses):
             yield url
     finally:
-        serve.shutdown()
+        undeploy(config.name)
 
 
 def serve_until(

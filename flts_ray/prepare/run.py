@@ -189,7 +189,11 @@ def _error(told: dict[str, Any]) -> FltsError:
 
 
 def _remove(store: Store, folder: str) -> None:
+    for item in store.list(folder):
+        store.delete(item.key)
     filesystem, base = store.filesystem()
-    path = f"{base}/{folder}"
-    if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
-        filesystem.delete_dir(path)
+    # Only a folder of this machine outlives its files; in a bucket this would leave a marker.
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        path = f"{base}/{folder}"
+        if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+            filesystem.delete_dir(path)

@@ -24,6 +24,8 @@ Name = Annotated[str, Field(strict=True, min_length=1, max_length=500)]
 MAX_SERIES = 10_000
 """Beyond any `serve.max_series`: one more object costs more than the bytes it is sent in."""
 MAX_COLUMNS = 1_000
+MAX_PROBLEMS = 10_000
+"""More are counted, not described: describing a million takes seconds."""
 Columns = Annotated[dict[Name, Column], Field(max_length=MAX_COLUMNS)]
 Horizon = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 
@@ -123,6 +125,10 @@ def parse_body(model: type[Body], body: bytes) -> Body:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
+        if error.error_count() > MAX_PROBLEMS:
+            raise DataError(
+                f"body: {error.error_count()} problems in it; see /docs for its shape", field="body"
+            ) from None
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         raise _refusal(problems[0], len(problems)) from None
 

@@ -159,10 +159,19 @@ def _open_csv(item: Input, time_column: str) -> CsvFile:
             f"{item.uri}: the file is empty; replace it or remove it from data.path",
             field="data.path",
         )
+    if len(text.splitlines()) == 1 and len(start) < _HEADER_BYTES:
+        raise no_rows(item)
     headers = {mark: _first_record(text, mark) for mark in _DELIMITERS}
     fitting = [mark for mark in _DELIMITERS if time_column in headers[mark]]
     delimiter = max(fitting or _DELIMITERS, key=lambda mark: len(headers[mark]))
     return CsvFile(item, headers[delimiter], delimiter)
+
+
+def no_rows(item: Input) -> DataError:
+    return DataError(
+        f"{item.uri}: the file has a header but no rows; fill it or remove it from data.path",
+        field="data.path",
+    )
 
 
 def _first_record(text: str, delimiter: str) -> list[str]:

@@ -42,7 +42,7 @@ class Problems:
         for at in np.flatnonzero(bad)[: MOST_SHOWN - len(self._shown)]:
             value = values[int(at)]
             said = shown(value)
-            fix = advice(str(value.as_py()) if value.is_valid and is_text(value.type) else said)
+            fix = advice(value.as_py() if is_text(value.type) and said != "empty" else said)
             self._shown.append(f"{self._place(int(rows[at]))}, column {column!r}: {said}: {fix}")
         self.count += int(bad.sum())
 

@@ -21,10 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flts_ray.config import DataConfig
-from flts_ray.errors import DataError
 from flts_ray.panel import BASE_SCHEMA
 from flts_ray.sources.columns import is_numeric, labels, names, number_advice, numbers
-from flts_ray.sources.files import CsvFile, ParquetFile, RawBatch, open_file
+from flts_ray.sources.files import CsvFile, ParquetFile, RawBatch, no_rows, open_file
 from flts_ray.sources.inputs import Input, file_series
 from flts_ray.sources.problems import Problems
 from flts_ray.sources.stamps import (
@@ -92,10 +91,7 @@ def read_batches(item: Input, data: DataConfig, order_base: int = 0) -> Iterator
     _report_broken(file, problems)
     problems.raise_any()
     if not count:
-        raise DataError(
-            f"{item.uri}: the file has a header but no rows; fill it or remove it from data.path",
-            field="data.path",
-        )
+        raise no_rows(item)
     if held:
         yield _late(held, plan, order_base)
 

@@ -156,7 +156,7 @@ def _mixed(column: pa.Array) -> Stamps:
     parts = pc.extract_regex(column, pattern=_ISO)
     us, bad = _assembled(parts)
     aware = _is(pc.not_equal(parts.field("zone"), ""))
-    digits = _is(pc.match_substring_regex(column, r"^-?\d{1,18}$"))
+    digits = _is(pc.match_substring_regex(column, r"^-?(\d{1,18}|[1-8]\d{18})$"))
     if digits.any():
         rows = np.flatnonzero(digits)
         us[rows], bad[rows] = _epoch(column.take(pa.array(rows)).cast(pa.int64()))

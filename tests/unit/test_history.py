@@ -151,7 +151,9 @@ def test_covariates_are_carried_forward() -> None:
 
 def test_a_local_day_is_one_step_across_the_clock_change() -> None:
     contract = Contract(freq="1D", season=7, time_zone="Europe/Paris", max_gap=0)
-    days = parse_stamps([f"2024-03-{d}" for d in range(28, 32)] + ["2024-04-01"], "Europe/Paris", "")
+    days = parse_stamps(
+        [f"2024-03-{d}" for d in range(28, 32)] + ["2024-04-01"], "Europe/Paris", ""
+    )
     history = lay_history(
         RawHistory("y", days, np.arange(5.0), np.ones(5, dtype=bool), {}, {}), contract, 5
     )
@@ -169,9 +171,7 @@ def test_calendar_columns_are_those_of_the_contract_in_its_order() -> None:
 
 @given(
     st.lists(
-        st.tuples(
-            st.integers(0, 60), st.one_of(st.none(), st.floats(-100, 100)), st.floats(-5, 5)
-        ),
+        st.tuples(st.integers(0, 60), st.one_of(st.none(), st.floats(-100, 100)), st.floats(-5, 5)),
         min_size=1,
         max_size=80,
     ),

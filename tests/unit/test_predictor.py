@@ -137,8 +137,9 @@ def test_without_an_origin_the_forecast_follows_the_prepared_data(rich: ServedMo
     got = ask(rich, unique_id="s2", known_future={"event": future}).windows
     np.testing.assert_array_equal(got.future[0, -HORIZON:, -1], future)
     np.testing.assert_array_equal(got.y[0], known_set().take([2]).y[-LOOKBACK:])
-    assert answer(rich, unique_id="s2", known_future={"event": future})["forecasts"][0]["ds"] == (
-        stamps(206)[200:]
+    assert (
+        answer(rich, unique_id="s2", known_future={"event": future})["forecasts"][0]["ds"]
+        == (stamps(206)[200:])
     )
 
 

@@ -1,0 +1,304 @@
+"""Ray Serve for real: one local cluster, one deployment, a champion in a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from flts_ray.config import Config, ServeConfig, parse_config
+from flts_ray.models import artifact
+from flts_ray.models.base import Task, fit_fully
+from flts_ray.prepare.arrays import windows_at
+from flts_ray.serve import deployment
+from flts_ray.serve.engine import ServedModel
+from flts_ray.serve.parity import request_of
+from tests.served import LEVELS, KnownSet, true_calendar
+from tests.synthetic import seasonal_set
+
+pytestmark = pytest.mark.integration
+TASK = Task(6, LEVELS)
+DATA = true_calendar(seasonal_set(length=300))
+
+
+@dataclass(frozen=True)
+class FolderRef:
+    version: str
+    digest: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """The champion that `champion.json` in a folder names."""
+
+    root: Path
+
+    def current(self) -> FolderRef | None:
+        path = self.root / "champion.json"
+        return FolderRef(**json.loads(path.read_text())) if path.exists() else None
+
+    def load(self, ref: FolderRef) -> ServedModel:
+        fitted = artifact.load(Path(ref.folder))
+        return ServedModel("demo", ref.version, ref.digest, fitted, KnownSet(DATA))
+
+
+def promote(root: Path, version: str, season: int) -> None:
+    fitted = fit_fully("seasonal_naive", DATA, TASK, {"season": season})
+    folder = root / f"model-{version}"
+    digest = artifact.save(fitted, folder)
+    point_at(root, FolderRef(version, digest, str(folder)))
+
+
+def point_at(root: Path, ref: FolderRef) -> None:
+    draft = root / "draft.json"
+    draft.write_text(json.dumps(ref.__dict__))
+    os.replace(draft, root / "champion.json")
+
+
+@dataclass
+class Load:
+    """What constant callers saw: answers by status or error, and by model version in order."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    versions: list[str] = field(default_factory=list)
+    slowest_s: float = 0.0
+
+
+@asynccontextmanager
+async def callers(url: str, body: dict[str, Any], count: int = 4) -> AsyncIterator[Load]:
+    """`count` callers that repeat one request until the block ends."""
+    load, stop = Load(), asyncio.Event()
+
+    async def repeat(http: httpx.AsyncClient) -> None:
+        while not stop.is_set():
+            begin = time.monotonic()
+            try:
+                answer = await http.post(f"{url}/v1/forecast", json=body, timeout=60)
+            except httpx.HTTPError as error:
+                load.outcomes[type(error).__name__] += 1
+                continue
+            load.slowest_s = max(load.slowest_s, time.monotonic() - begin)
+            load.outcomes[str(answer.status_code)] += 1
+            if answer.status_code == 200:
+                version = answer.headers["x-flts-model-version"]
+                assert answer.json()["model"]["version"] == version
+                load.versions.append(version)
+
+    async with httpx.AsyncClient() as http:
+        tasks = [asyncio.create_task(repeat(http)) for _ in range(count)]
+        try:
+            yield load
+        finally:
+            stop.set()
+            await asyncio.gather(*tasks)
+
+
+async def until(load: Load, version: str, more: int = 10, timeout_s: float = 60) -> None:
+    """Wait for `more` answers of this version."""
+    end = time.monotonic() + timeout_s
+    while load.versions[-more:] != [version] * more:
+        assert time.monotonic() < end, (load.outcomes, load.versions[-5:])
+        await asyncio.sleep(0.05)
+
+
+def a_request() -> dict[str, Any]:
+    return request_of(windows_at(DATA, np.array([0, 1]), np.array([250, 260]), 48, 6), LEVELS)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    import ray
+    from ray import serve
+
+    settings = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    # A socket's path must be short, so pytest's own folder is too deep.
+    folder = tempfile.mkdtemp(prefix="flts-")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=100 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+        _temp_dir=folder,
+    )
+    yield
+    serve.shutdown()
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, value in before.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def config(root: Path) -> Config:
+    limits = ServeConfig(port=0, min_replicas=1, max_replicas=1, poll_s=0.2, max_body_bytes=200_000)
+    return parse_config(
+        {
+            "name": "demo",
+            "root": str(root),
+            "data": {"path": "unused.csv"},
+            "serve": limits.model_dump(),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster: None, config: Config, root: Path) -> Iterator[str]:
+    """The deployment, at first without a champion."""
+    yield deployment.deploy(config, "unused", partial(FolderSource, root))
+    deployment.undeploy("demo")
+    assert deployment.status("demo") is None
+
+
+def test_before_the_first_champion_it_tells_what_to_do(url: str) -> None:
+    assert httpx.get(f"{url}/healthz").status_code == 200
+    answer = httpx.post(f"{url}/v1/forecast", json=a_request())
+    assert answer.status_code == 503
+    assert "flts train --config" in answer.json()["error"]["message"]
+
+
+def test_the_first_champion_is_picked_up_and_forecasts(url: str, root: Path) -> None:
+    promote(root, "1", season=24)
+    deployment.wait_ready(url, 60)
+    answer = httpx.post(f"{url}/v1/forecast", json=a_request())
+    assert answer.status_code == 200
+    got = answer.json()["forecasts"]
+    wanted = fit_fully("seasonal_naive", DATA, TASK, {"season": 24}).forecast(
+        windows_at(DATA, np.array([0, 1]), np.array([250, 260]), 48, 6)
+    )
+    np.testing.assert_allclose([one["mean"] for one in got], wanted.mean, rtol=1e-12)
+    assert httpx.get(f"{url}/docs").status_code == 200
+
+
+def test_a_known_series_needs_no_history(url: str) -> None:
+    body = {"unique_id": "s2", "known_future": {"event": [0.0] * 6}, "horizon": 3}
+    answer = httpx.post(f"{url}/v1/forecast", json=body)
+    assert answer.status_code == 200
+    np.testing.assert_allclose(
+        answer.json()["forecasts"][0]["mean"], DATA.take([2]).y[-24:-21], rtol=1e-12
+    )
+
+
+def test_bad_requests_are_refused_through_the_proxy(url: str) -> None:
+    answers = [
+        httpx.post(f"{url}/v1/forecast", content=body)
+        for body in (b"{", b'{"y": [NaN]}', b'{"y": ' + b"[" * 90_000, b" " * 300_000)
+    ]
+    assert [answer.status_code for answer in answers] == [422, 422, 422, 413]
+    assert httpx.get(f"{url}/nowhere").json()["error"]["code"] == "not_found"
+
+
+def test_a_new_champion_under_load_fails_no_request(url: str, root: Path) -> None:
+    async def work() -> Load:
+        async with callers(url, a_request()) as load:
+            await until(load, "1")
+            promote(root, "2", season=12)
+            await until(load, "2")
+        return load
+
+    load = asyncio.run(work())
+    assert set(load.outcomes) == {"200"}, load.outcomes
+    assert load.versions == sorted(load.versions)
+
+
+def test_a_damaged_champion_changes_nothing(url: str, root: Path) -> None:
+    promote(root, "3", season=24)
+    body = (root / "model-3" / artifact.ARRAYS).read_bytes()
+    bad = root / "model-4"
+    artifact.save(fit_fully("seasonal_naive", DATA, TASK, {"season": 24}), bad)
+    (bad / artifact.ARRAYS).write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
+
+    async def work() -> Load:
+        async with callers(url, a_request(), 1) as load:
+            await until(load, "3")
+            point_at(root, FolderRef("4", "none", str(bad)))
+            for _ in range(20):
+                await until(load, "3", more=1)
+                await asyncio.sleep(0.05)
+        return load
+
+    load = asyncio.run(work())
+    assert set(load.outcomes) == {"200"}
+    assert load.versions[-1] == "3"
+
+
+def test_redeploying_the_only_replica_under_load_fails_no_request(
+    url: str, config: Config, root: Path
+) -> None:
+    promote(root, "5", season=24)
+
+    async def work() -> Load:
+        async with callers(url, a_request(), 2) as load:
+            await until(load, "5")
+            await asyncio.to_thread(
+                deployment.deploy, config, "unused", partial(FolderSource, root)
+            )
+            await until(load, "5")
+        return load
+
+    load = asyncio.run(work())
+    assert set(load.outcomes) == {"200"}, load.outcomes
+
+
+def replica_pids() -> set[int]:
+    import ray
+
+    named = ray.util.list_named_actors(all_namespaces=True)
+    replicas = [
+        ray.get_actor(actor["name"], namespace=actor["namespace"])
+        for actor in named
+        if actor["name"].startswith(f"SERVE_REPLICA::demo#{deployment.DEPLOYMENT}")
+    ]
+    return set(ray.get([one.__ray_call__.remote(lambda self: os.getpid()) for one in replicas]))
+
+
+def test_a_killed_replica_is_replaced(url: str) -> None:
+    (pid,) = replica_pids()
+
+    async def work() -> Load:
+        async with callers(url, a_request(), 2) as load:
+            await until(load, "5")
+            os.kill(pid, signal.SIGKILL)
+            while sum(load.outcomes.values()) == load.outcomes["200"]:
+                await asyncio.sleep(0.01)
+            load.versions.clear()
+            await until(load, "5", more=50)
+        return load
+
+    load = asyncio.run(work())
+    print(f"killed replica: {dict(load.outcomes)}, slowest {load.slowest_s:.1f} s")
+    assert set(load.outcomes) <= {"200", "500", "503"}, load.outcomes
+    assert load.outcomes["500"] + load.outcomes["503"] <= 10
+    (new,) = replica_pids()
+    assert new != pid
+
+
+def test_the_state_counts_replicas(url: str) -> None:
+    state = deployment.status("demo")
+    assert state is not None
+    assert state.status == "RUNNING"
+    assert state.replicas == {"RUNNING": 1}
