@@ -1,7 +1,8 @@
 """The command `flts`: parse, call, print.
 
-Exit codes: 0 done, 2 bad configuration or data, 3 refused by the gate, 4 somebody else was
-first, 5 a service or champion is missing, 130 interrupted.
+Results go to standard output, everything else to standard error. Exit codes: 0 done, 2 bad
+configuration or data, 3 refused by the gate, 4 somebody else was first, 5 a service or champion
+is missing, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,15 +18,37 @@ from rich.console import Console
 
 import flts_ray
 from flts_ray.config import Config, load_config
-from flts_ray.errors import DataError, FltsError, GateRefused
+from flts_ray.errors import DataError, FltsError
 
 if TYPE_CHECKING:
     from flts_ray.evaluate.finalists import Judged
     from flts_ray.services import Services
 
+WIDE = 160
+"""Columns of a table where no terminal says how many there are."""
+
+
+class Commands(typer.core.TyperGroup):
+    """Errors meant for the user become one message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FltsError as error:
+            _tell(f"[bold red]error:[/] {_plain(str(error))}")
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt as interrupt:
+            _tell(_plain(str(interrupt) or "interrupted; everything that was started is stopped"))
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="flts",
+    cls=Commands,
     help="Forecasts of load time series: prepare, train, judge, promote, serve.",
+    epilog="Example: [cyan]flts init load.csv && flts train && flts serve[/]  "
+    "Exit codes: 0 done, 2 bad configuration or data, 3 refused by the gate, 4 somebody else was "
+    "first, 5 a service or champion is missing, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,18 +66,24 @@ DEFAULT_CONFIG = Path("flts.yaml")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: errors meant for the user become one message and an exit code."""
+    """Entry point. SIGTERM ends a command like Ctrl-C."""
+    from flts_ray.jobs.interrupt import interrupt_on_sigterm
     from flts_ray.narrate import set_up_logging
 
     set_up_logging(json_lines=not sys.stderr.isatty())
-    try:
-        app(args=None if arguments is None else list(arguments), standalone_mode=True)
-    except FltsError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; everything that was started is stopped")
-        sys.exit(130)
+    interrupt_on_sigterm()
+    app(args=None if arguments is None else list(arguments))
+
+
+def _tell(text: str) -> None:
+    # Soft wrapping: a terminal folds long lines itself, and a path stays in one piece.
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    """Standard output; tables are cut for no reader who is a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
 
 
 def _plain(text: str) -> str:
@@ -88,12 +117,6 @@ def _say() -> Any:
     return ConsoleNarrator(Console(stderr=True))
 
 
-def _interruptible() -> None:
-    from flts_ray.jobs.train import interrupt_on_sigterm
-
-    interrupt_on_sigterm()
-
-
 @app.command(epilog="Example: [cyan]flts init load.csv --output flts.yaml[/]")
 def init(
     file: Annotated[Path, typer.Argument(help="Your CSV or Parquet file.")],
@@ -120,11 +143,10 @@ def prepare(
     from flts_ray.pipeline import run_prepare
     from flts_ray.report import quarantine_table
 
-    _interruptible()
     with _say() as narrator:
         prepared = run_prepare(_load(config, overrides), narrator, force=force)
     if prepared.manifest.quarantine:
-        Console().print(quarantine_table(prepared.quarantine()))
+        _console().print(quarantine_table(prepared.quarantine()))
     print(prepared.location)
 
 
@@ -136,23 +158,21 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Prepare again.")] = False,
 ) -> None:
     """Prepare, tune, judge, and promote if the gate lets the best model pass."""
-    from flts_ray.jobs.train import run
+    from flts_ray.jobs.train import exit_code, run
 
-    _interruptible()
     loaded = _load(config, overrides)
     with _say() as narrator:
         report = run(loaded, narrator, resume=resume, force=force)
     _show(report.judged, loaded, report.candidate)
     print(report.decision.reason)
-    if not report.promoted:
-        raise typer.Exit(GateRefused.exit_code)
+    raise typer.Exit(exit_code(loaded, report))
 
 
 def _show(judged: Sequence[Judged], config: Config, chosen: str) -> None:
     from flts_ray.report import candidates_table
 
     boards = [one.board for one in judged]
-    Console().print(candidates_table(boards, config.judge.score, chosen, config.data.units))
+    _console().print(candidates_table(boards, config.judge.score, chosen, config.data.units))
 
 
 @app.command(epilog="Example: [cyan]flts backtest -c configs/lte.yaml --set judge.stride=1[/]")
@@ -213,9 +233,10 @@ def history(
     loaded = _load(config, overrides)
     entries = PromotionLog(Store.open(loaded.root), loaded.name).entries()
     if as_json:
-        print("\n".join(history_lines(entries)))
+        for line in history_lines(entries):
+            print(line)
     elif entries:
-        Console().print(history_table(entries))
+        _console().print(history_table(entries))
     else:
         print(f"{loaded.name} has no champion yet; `flts train --config {config}` makes one")
 
@@ -225,7 +246,6 @@ def serve(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) ->
     """Serve the champion over HTTP until Ctrl-C; on a running cluster, deploy and leave."""
     from flts_ray.jobs.serve import deploy_to_cluster, joins_a_cluster, serve_until
 
-    _interruptible()
     loaded = _load(config, overrides)
     with _say() as narrator:
         if joins_a_cluster(loaded):
@@ -239,7 +259,7 @@ def _until_interrupted(url: str, services: Services) -> None:
 
     from flts_ray.report import addresses_table
 
-    Console().print(addresses_table(url, services.mlflow_uri, services.dashboard))
+    _console().print(addresses_table(url, services.mlflow_uri, services.dashboard))
     print("serving; Ctrl-C stops everything", flush=True)
     threading.Event().wait()
 
@@ -281,7 +301,7 @@ def forecast(
         url=url,
     )
     if output is None:
-        Console().print(forecast_table(answers))
+        _console().print(forecast_table(answers))
     else:
         print(f"{write_answers(answers, output)} rows written to {output}")
 
@@ -292,7 +312,7 @@ def status(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -
     from flts_ray.jobs.status import status_of
     from flts_ray.report import status_table
 
-    Console().print(status_table(status_of(_load(config, overrides))))
+    _console().print(status_table(status_of(_load(config, overrides))))
 
 
 @app.command(epilog="Examples: [cyan]flts demo[/]  [cyan]flts demo --exit[/]")
@@ -306,9 +326,8 @@ def demo(
     """A year of electricity demand: prepare, tune, judge, promote, serve, one forecast."""
     from flts_ray.jobs.demo import run_demo
 
-    _interruptible()
     with _say() as narrator:
-        run_demo(_load(config, overrides), narrator, Console(), leave=leave)
+        run_demo(_load(config, overrides), narrator, _console(), leave=leave)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,58 @@
 """The order of the steps: prepare, tune, judge, gate, promote.
 
-Design choices: the candidate is the best trial on the validation span; the test span is looked
-at once, for it, the best of every other kind and the champion, and decides only whether the
-candidate is promoted, never which model is the candidate; parity between the artifact served
-over HTTP and the model in memory is the last check before the promotion.
+Design choices: the candidate is the best trial on the validation span and is named before the
+test span is looked at; that happens once, for it, the best of every other kind and the champion,
+and decides only whether the candidate is promoted; parity between the artifact served over HTTP
+and the model in memory is the last check before the promotion, which is the last thing that is
+done: the tracking run holds everything by then.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
+from pathlib import Path
 
 from flts_ray.config import Config
 from flts_ray.errors import Unavailable
-from flts_ray.evaluate.finalists import Finalist, Judged
+from flts_ray.evaluate.finalists import Finalist, Judged, best_on_validation, check_comparable
 from flts_ray.evaluate.gate import Decision
 from flts_ray.evaluate.scoreboard import Scoreboard, comparison_table
 from flts_ray.models import artifact
 from flts_ray.prepare.arrays import SeriesArrays
 from flts_ray.prepare.loading import PreparedSet
 from flts_ray.prepare.run import prepare
-from flts_ray.promote import conclude, decide, judge_together
+from flts_ray.promote import (
+    conclude,
+    decide,
+    judge_together,
+    load_champion,
+    task_of,
+    title,
+    verdict_on,
+)
 from flts_ray.registry import ModelVersion
-from flts_ray.runs import CONFIG_HASH, PREPARED_HASH, StudyRuns
+from flts_ray.runs import StudyRuns
 from flts_ray.services import Narrator, Services
-from flts_ray.tune.outcome import StudyInterrupted, StudyResult, read_outcomes, study_id
+from flts_ray.tune.outcome import StudyResult, read_outcomes, study_id
 from flts_ray.tune.space import sample_trials
 from flts_ray.tune.study import run_study
+from flts_ray.tune.tracked import tracked_run
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a training came to. `version` is the registered candidate, promoted or not."""
+    """What a training came to.
+
+    champion: the one before, judged on the same windows. version: the registered candidate,
+    promoted or not. promoted: it is champion, made so by this training or before it.
+    """
 
     prepared: PreparedSet
     study: StudyResult
     judged: tuple[Judged, ...]
+    champion: Judged | None
     decision: Decision
     version: ModelVersion
     promoted: bool
@@ -64,24 +78,34 @@ def train(
     """
     prepared = run_prepare(config, narrator, force=force)
     data = prepared.arrays()
-    runs = StudyRuns.connect(
-        services.mlflow_uri, config.mlflow.experiment or config.name, config.name
-    )
-    parent, study = run_tuning(config, services, prepared, data, runs, narrator, resume=resume)
-    status: Literal["FINISHED", "FAILED"] = "FAILED"
-    try:
-        judged, champion = judge_study(config, services, data, study, narrator)
-        log_judged(runs, judged, champion)
-        candidate = best_on_validation(judged)
-        decision = decide(config, data, candidate, champion, judged, now)
-        version = register(services, prepared, candidate, study)
-        promoted = conclude(services, data, candidate, champion, decision, version, now, narrator)
-        runs.log_json(parent, decision.to_json(), "decision")
-        runs.log_table(parent, comparison_table(boards(judged), config.judge.score), "candidates")
-        status = "FINISHED"
-    finally:
-        runs.end_study(parent, status)
-    return TrainReport(prepared, study, judged, decision, version, promoted)
+    incumbent = load_champion(services)
+    if incumbent is not None:  # told now, not after the study
+        check_comparable(incumbent, task_of(config), data)
+    experiment = config.mlflow.experiment or config.name
+    runs = StudyRuns.connect(services.mlflow_uri, experiment, config.name)
+    folder = study_folder(config, services, prepared)
+    with tracked_run(config, prepared.hash, folder, runs, resume=resume) as parent:
+        study = run_tuning(config, data, folder, runs, parent, narrator)
+        finalists = finalists_of(config, study)
+        chosen = finalists.index(best_on_validation(finalists))
+        judged, champion = judge_together(config, services, data, finalists, narrator)
+        candidate = judged[chosen]
+        log_judged(runs, judged)
+        verdict = verdict_on(
+            config, data, candidate, champion,
+            decide(config, data, candidate, champion, judged, now),
+        )  # fmt: skip
+        version = register(services, prepared, candidate, champion, study)
+        already = version.version == verdict.expected
+        if already:
+            reason = f"{candidate.name} is {title(version)}, which is champion already"
+            verdict = replace(verdict, decision=replace(verdict.decision, reason=reason))
+            narrator.step("Kept", f"{title(version)} is champion already")
+        runs.log_json(parent, verdict.record(version), "decision")
+        table = comparison_table(boards(judged, champion), config.judge.score)
+        runs.log_table(parent, table, "candidates")
+        promoted = already or conclude(services.registry(), verdict, version, now, narrator)
+    return TrainReport(prepared, study, judged, champion, verdict.decision, version, promoted)
 
 
 def run_prepare(config: Config, narrator: Narrator, *, force: bool = False) -> PreparedSet:
@@ -98,69 +122,56 @@ def run_prepare(config: Config, narrator: Narrator, *, force: bool = False) -> P
     return prepared
 
 
+def study_folder(config: Config, services: Services, prepared: PreparedSet) -> Path:
+    return services.folder / "studies" / study_id(config, prepared.hash)
+
+
 def run_tuning(
     config: Config,
-    services: Services,
-    prepared: PreparedSet,
     data: SeriesArrays,
+    folder: Path,
     runs: StudyRuns,
+    parent: str,
     narrator: Narrator,
-    *,
-    resume: bool,
-) -> tuple[str, StudyResult]:
-    """Run or resume the study. Returns its tracking run and its outcome."""
-    folder = services.folder / "studies" / study_id(config, prepared.hash)
-    note = folder / "parent_run"
-    if resume and note.exists():
-        parent = runs.resume_study(note.read_text())
-    else:
-        parent = runs.start_study(
-            {"name": config.name, "horizon": config.task.horizon, "score": config.judge.score},
-            {CONFIG_HASH: config.digest(), PREPARED_HASH: prepared.hash},
-        )
-        runs.log_json(parent, config.model_dump(mode="json"), "config")
-        if not resume:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        note.write_text(parent)
-    narrator.step("Tune", f"study {folder.name}, at most {config.tune.budget_s:g} s")
-    try:
-        with narrator.study() as show:
-            study = run_study(config, data, folder, runs, parent, True, show)
-    except StudyInterrupted:
-        runs.end_study(parent, "KILLED")
-        raise
-    return parent, study
+) -> StudyResult:
+    """Run what is not over yet of the study in `folder`."""
+    plans = sample_trials(config.models, config.tune.seed)
+    over = len(read_outcomes(folder, plans))
+    narrator.step(
+        "Tune",
+        f"study {folder.name}: {len(plans)} trials, at most {config.tune.budget_s:g} s"
+        + (f"; {over} of them are over already" if over else ""),
+    )
+    with narrator.study() as show:
+        study = run_study(config, data, folder, runs, parent, resume=True, on_progress=show)
+    failed = [outcome.trial_id for outcome in study.outcomes if outcome.status == "failed"]
+    pending = [outcome.trial_id for outcome in study.outcomes if outcome.status == "pending"]
+    narrator.step(
+        "Tuned",
+        f"{len(plans) - len(failed) - len(pending)} trials in {study.seconds:.0f} s"
+        + (f"; failed: {', '.join(failed)} (`flts status` says why)" if failed else "")
+        + (f"; {len(pending)} had no time left" if pending else ""),
+    )
+    return study
 
 
-def finalists_of(study: StudyResult) -> list[Finalist]:
-    """The best trial of each kind on validation. Raises Unavailable if none is usable."""
+def finalists_of(config: Config, study: StudyResult) -> list[Finalist]:
+    """The best trial of each kind on validation.
+
+    Raises Unavailable, with what went wrong, if no trial of the gate's baseline is usable.
+    """
     best = study.best_per_kind()
-    if not best:
-        errors = sorted({o.error for o in study.outcomes if o.error})
-        raise Unavailable("no trial of the study succeeded:\n  " + "\n  ".join(errors[:5]))
+    if config.gate.baseline not in best:
+        errors = sorted({f"{o.trial_id}: {o.error}" for o in study.outcomes if o.error})
+        raise Unavailable(
+            f"gate.baseline: no usable trial of {config.gate.baseline!r}, which every decision "
+            "compares with:\n  " + "\n  ".join(errors[:5])
+        )
     return [
         Finalist(o.trial_id, artifact.load(o.artifact), o.artifact, o.run_id, o.valid_score)
         for o in best.values()
         if o.artifact is not None
     ]
-
-
-def judge_study(
-    config: Config,
-    services: Services,
-    data: SeriesArrays,
-    study: StudyResult,
-    narrator: Narrator,
-) -> tuple[tuple[Judged, ...], Judged | None]:
-    """Judge the finalists and the champion once on the same windows of the test span."""
-    finalists = finalists_of(study)
-    return judge_together(config, services, data, finalists, narrator)
-
-
-def best_on_validation(judged: Sequence[Judged]) -> Judged:
-    """The candidate: the lowest validation score, whatever the test span says."""
-    return min(judged, key=lambda j: (j.finalist.valid_score or 0.0, j.finalist.name))
 
 
 def boards(judged: Sequence[Judged], champion: Judged | None = None) -> list[Scoreboard]:
@@ -176,38 +187,43 @@ def judge_again(
     Raises Unavailable without a study.
     """
     prepared = run_prepare(config, narrator)
-    folder = services.folder / "studies" / study_id(config, prepared.hash)
+    folder = study_folder(config, services, prepared)
     plans = sample_trials(config.models, config.tune.seed)
     study = StudyResult(folder.name, tuple(read_outcomes(folder, plans).values()))
     if not study.outcomes:
         raise Unavailable(
             f"{config.name}: no study of this configuration in {folder}; `flts train` runs one"
         )
-    return judge_study(config, services, prepared.arrays(), study, narrator)
+    finalists = finalists_of(config, study)
+    return judge_together(config, services, prepared.arrays(), finalists, narrator)
 
 
-def log_judged(runs: StudyRuns, judged: Sequence[Judged], champion: Judged | None) -> None:
-    """Backtest tables into the run of each trial."""
+def log_judged(runs: StudyRuns, judged: Sequence[Judged]) -> None:
+    """Scores and backtest tables into the run of each trial."""
     for one in judged:
-        if one.finalist.run_id is not None:
-            runs.log_json(one.finalist.run_id, one.board.to_json()["overall"], "test/overall")
-            runs.log_table(one.finalist.run_id, one.board.per_step, "test/per_step")
-            runs.log_table(one.finalist.run_id, one.board.per_series, "test/per_series")
+        run_id = one.finalist.run_id
+        if run_id is not None:
+            overall = {f"test/{name}": value for name, value in one.board.overall.items()}
+            runs.log_epoch(run_id, 0, overall)
+            runs.log_table(run_id, one.board.per_step, "test/per_step")
+            runs.log_table(run_id, one.board.per_series, "test/per_series")
 
 
 def register(
-    services: Services, prepared: PreparedSet, candidate: Judged, study: StudyResult
+    services: Services,
+    prepared: PreparedSet,
+    candidate: Judged,
+    champion: Judged | None,
+    study: StudyResult,
 ) -> ModelVersion:
-    """Add the candidate to the registry; it is no champion yet."""
-    run_id = candidate.finalist.run_id
-    if run_id is None:
+    """Add the candidate to the registry; the champion's own version if it is the same model."""
+    finalist, registry = candidate.finalist, services.registry()
+    if champion is not None and champion.finalist.digest == finalist.digest:
+        return registry.version(champion.finalist.version or 0)
+    if finalist.run_id is None:
         raise Unavailable(
-            f"{candidate.finalist.name} was never logged to MLflow, so it cannot be registered; "
-            "`flts train --resume` logs what is missing"
+            f"{finalist.name} was never logged to MLflow, so it cannot be registered; `flts train "
+            "--resume` logs what is missing"
         )
-    return services.registry().add_version(
-        candidate.finalist.folder,
-        run_id,
-        prepared.hash,
-        {"study": study.study_id, "trial": candidate.finalist.name},
-    )
+    tags = {"study": study.study_id, "trial": finalist.name}
+    return registry.add_version(finalist.folder, finalist.run_id, prepared.hash, tags)

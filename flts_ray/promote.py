@@ -1,39 +1,116 @@
-"""Judge on the test span, ask the gate, check parity, promote or keep the refusal.
+"""From judged models to a champion: the gate, the last checks, the record, the promotion.
 
 Design choices: a promotion names the champion it was judged against, so that of two at once one
 loses cleanly; a refusal is recorded like a promotion; the model that is promoted is the artifact
-that was judged, fetched from where replicas fetch it.
+that was judged, fetched from where replicas fetch it; a version that was fitted on other data is
+judged on the present ones, and refused if it has seen a part of their test span.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flts_ray.champion import ChampionReader, ChampionRef
 from flts_ray.config import Config
-from flts_ray.errors import ConfigError, GateRefused
+from flts_ray.errors import ArtifactError, GateRefused
+from flts_ray.evaluate.backtest import instant_text
 from flts_ray.evaluate.finalists import (
     Finalist,
     Judged,
     check_comparable,
     common_origins,
-    judge_one,
+    judge_all,
 )
 from flts_ray.evaluate.gate import Decision, judge
 from flts_ray.models import artifact
-from flts_ray.models.base import Task, fit_fully
+from flts_ray.models.base import Compute, Task, fit_fully
+from flts_ray.panel import steps_after
 from flts_ray.prepare.arrays import SeriesArrays, windows_at
-from flts_ray.registry import ModelVersion
+from flts_ray.prepare.loading import PreparedSet, open_prepared
+from flts_ray.registry import ModelVersion, Registry
 from flts_ray.serve.parity import ParityResult, check_parity
 from flts_ray.services import Narrator, Services
+from flts_ray.tune.space import sample_trials
 
 PARITY_WINDOWS = 8
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A decision after the last checks.
+
+    expected: the champion's version it was judged against. parity: None where it was not asked
+    for. may_challenge: refused, but honest and better than the baseline.
+    """
+
+    decision: Decision
+    expected: int | None
+    parity: ParityResult | None = None
+    may_challenge: bool = False
+
+    def record(self, version: ModelVersion) -> dict[str, Any]:
+        """What is kept for ever about this decision, JSON-ready."""
+        found = self.parity
+        return self.decision.to_json() | {
+            "version": version.version,
+            "digest": version.digest,
+            "prepared_hash": version.prepared_hash,
+            "champion_version": self.expected,
+            "parity": None
+            if found is None
+            else {
+                "passed": found.passed,
+                "reason": found.reason,
+                "windows": found.windows,
+                "max_relative_difference": found.max_relative_difference
+                if math.isfinite(found.max_relative_difference)
+                else None,
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A version that is champion, and why."""
+
+    version: int
+    reason: str
+
+
+def load_champion(services: Services) -> Finalist | None:
+    """The champion of the registry as a finalist; None before the first promotion."""
+    version = services.registry().champion()
+    return None if version is None else load_version(services, version)
+
+
+def load_version(services: Services, version: ModelVersion) -> Finalist:
+    """A registered version, fetched from the store and checked.
+
+    Raises ArtifactError if the stored files are not those that were registered.
+    """
+    reader = ChampionReader(
+        services.mlflow_uri, services.store.root, services.config.name, services.folder / "fetched"
+    )
+    names = ("version", "digest", "kind", "prepared_hash", "artifact_key", "run_id")
+    try:
+        folder = reader.fetch(ChampionRef(**{name: getattr(version, name) for name in names}))
+    finally:
+        reader.close()
+    fitted = artifact.load(folder)
+    return Finalist(title(version), fitted, folder, version.run_id, version=version.version)
+
+
+def title(version: ModelVersion) -> str:
+    """A registered version as people call it."""
+    return f"version {version.version} ({version.kind})"
 
 
 def judge_together(
@@ -43,41 +120,29 @@ def judge_together(
     finalists: Sequence[Finalist],
     narrator: Narrator,
 ) -> tuple[tuple[Judged, ...], Judged | None]:
-    """Judge finalists, and the champion if there is one, on one set of origins."""
+    """Judge finalists, and the champion if there is one, on one set of origins.
+
+    Raises ConfigError for a champion of another task or one that cannot forecast every series.
+    """
     champion = load_champion(services)
     if champion is not None:
-        check_comparable(champion, Task(config.task.horizon, config.task.quantiles), data.contract)
+        check_comparable(champion, task_of(config), data)
     everyone = [*finalists, *([champion] if champion else [])]
     origins = common_origins(data, everyone, config.judge)
     narrator.step("Judge", f"{len(everyone)} models on {len(origins)} windows of the test span")
-    judged = []
-    for done, finalist in enumerate(everyone, start=1):
-        judged.append(judge_one(finalist, data, origins, config.judge, config.tune.seed))
-        narrator.stage("judge", done, len(everyone))
-    return tuple(judged[: len(finalists)]), judged[-1] if champion else None
+    judged = judge_all(
+        everyone,
+        data,
+        origins,
+        config.judge,
+        config.tune.seed,
+        lambda done, total: narrator.stage("judge", done, total),
+    )
+    return judged[: len(finalists)], judged[-1] if champion else None
 
 
-def load_champion(services: Services) -> Finalist | None:
-    """The champion of the registry as a finalist; None before the first promotion."""
-    version = services.registry().champion()
-    return None if version is None else load_version(services, version, "champion")
-
-
-def load_version(services: Services, version: ModelVersion, title: str = "version") -> Finalist:
-    """A registered version, fetched from the store and checked."""
-    folder = services.folder / "fetched" / version.digest
-    if not folder.exists():
-        with tempfile.TemporaryDirectory(dir=_made(folder.parent)) as draft:
-            services.store.download_dir(version.artifact_key, Path(draft) / "model")
-            (Path(draft) / "model").rename(folder)
-    name = f"{title} {version.version} ({version.kind})"
-    fitted = artifact.load(folder)
-    return Finalist(name, fitted, folder, version.run_id, version=version.version)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def task_of(config: Config) -> Task:
+    return Task(config.task.horizon, config.task.quantiles)
 
 
 def decide(
@@ -88,17 +153,12 @@ def decide(
     judged: Sequence[Judged],
     now: datetime,
 ) -> Decision:
-    """Ask the gate about the candidate. Raises ConfigError if the baseline was not judged."""
-    baseline = [j for j in judged if j.finalist.kind == config.gate.baseline]
-    if not baseline:
-        raise ConfigError(
-            f"gate.baseline: no usable trial of {config.gate.baseline!r} in the study; look at "
-            "its error in `flts status`"
-        )
+    """Ask the gate about the candidate; the baseline must be among `judged`."""
+    baseline = next(one for one in judged if one.finalist.kind == config.gate.baseline)
     return judge(
         candidate.scored,
         champion.scored if champion else None,
-        baseline[0].scored,
+        baseline.scored,
         config.gate,
         horizon=config.task.horizon,
         step_us=data.contract.frequency.step_us,
@@ -108,88 +168,140 @@ def decide(
     )
 
 
-def conclude(
-    services: Services,
+def verdict_on(
+    config: Config,
     data: SeriesArrays,
     candidate: Judged,
     champion: Judged | None,
     decision: Decision,
-    version: ModelVersion,
-    now: datetime,
-    narrator: Narrator,
-) -> bool:
-    """Promote what was accepted and serves what it forecast; keep every other decision."""
-    registry = services.registry()
-    parity = parity_of(services.config, data, candidate) if decision.accepted else None
-    decision = with_parity(decision, parity)
-    record: Mapping[str, Any] = decision.to_json() | {
-        "version": version.version,
-        "prepared_hash": version.prepared_hash,
-        "parity": None if parity is None else parity.max_relative_difference,
-    }
-    narrator.step("Gate", decision.reason)
-    if not decision.accepted:
-        registry.record_decision(record)
-        if candidate.audit.passed and champion is not None and parity is None:
-            registry.set_challenger(version.version, now)
-        return False
-    expected = None if champion is None else champion.finalist.version
-    registry.promote(version.version, record, expected, now)
-    narrator.step("Promoted", f"version {version.version} ({version.kind}) is champion")
-    return True
+    objection: str | None = None,
+) -> Verdict:
+    """Add what the gate cannot know: an objection of the caller, and whether HTTP forecasts are
+    those that were judged."""
+    parity = None
+    if decision.accepted and objection is None:
+        parity = parity_of(config, data, candidate)
+        objection = parity.reason
+    honest = decision.leakage.passed and objection is None
+    better = any(one.role == "baseline" and one.beaten for one in decision.comparisons)
+    return Verdict(
+        decision if objection is None else refused(decision, objection),
+        None if champion is None else champion.finalist.version,
+        parity,
+        may_challenge=champion is not None and not decision.accepted and honest and better,
+    )
+
+
+def refused(decision: Decision, why: str) -> Decision:
+    """The decision overruled: refused for another reason than the gate's."""
+    return replace(decision, accepted=False, reason=f"{decision.candidate} is refused: {why}")
 
 
 def parity_of(config: Config, data: SeriesArrays, candidate: Judged) -> ParityResult:
     """Compare forecasts in memory and over HTTP on a few windows of the test span."""
     origins = candidate.backtest.origins
     chosen = np.unique(np.linspace(0, len(origins) - 1, PARITY_WINDOWS).round().astype(int))
-    spec = candidate.finalist.fitted.spec
+    fitted, sample = candidate.finalist.fitted, origins.part(chosen)
     windows = windows_at(
-        data,
-        origins.series[chosen],
-        origins.positions[chosen],
-        spec.lookback,
-        spec.task.horizon,
+        data, sample.series, sample.positions, fitted.spec.lookback, fitted.spec.task.horizon
     )
-    return check_parity(candidate.finalist.fitted, candidate.finalist.folder, windows, config.name)
+    return check_parity(fitted, candidate.finalist.folder, windows, config.name)
 
 
-def with_parity(decision: Decision, parity: ParityResult | None) -> Decision:
-    """The decision, refused if HTTP forecasts are not the judged ones."""
-    if parity is None or parity.passed:
-        return decision
-    return replace(
-        decision,
-        accepted=False,
-        reason=f"{decision.candidate} is refused: {parity.reason}",
-    )
+def conclude(
+    registry: Registry, verdict: Verdict, version: ModelVersion, now: datetime, narrator: Narrator
+) -> bool:
+    """Promote what was accepted; keep every other decision. Returns whether it was promoted.
+
+    Raises Conflict if the champion is not the one of the verdict any more.
+    """
+    record = verdict.record(version)
+    if verdict.parity is not None:
+        found = verdict.parity
+        narrator.step(
+            "Parity",
+            f"{found.windows} windows over HTTP: "
+            + (found.reason or f"equal to {found.max_relative_difference:.1g} relative"),
+        )
+    if verdict.decision.accepted:
+        registry.promote(version.version, record, verdict.expected, now)
+        narrator.step("Promoted", f"{title(version)} is champion")
+        return True
+    key = registry.record_decision(record)
+    narrator.step("Refused", f"{title(version)}; the decision is kept as {key}")
+    if verdict.may_challenge and registry.challenger() != version:
+        registry.set_challenger(version.version, now)
+        narrator.step("Named", f"{title(version)} is challenger")
+    return False
 
 
 def promote_version(
     config: Config,
     services: Services,
-    data: SeriesArrays,
+    prepared: PreparedSet,
     n: int,
     now: datetime,
     narrator: Narrator,
-) -> Decision:
-    """Judge a registered version again on `data`, against the champion of now, and promote it.
+) -> Promotion:
+    """Judge a registered version on `prepared` against the champion of now, and promote it.
 
-    Raises GateRefused with the reason, Conflict if somebody promoted meanwhile.
+    A version that is champion already is left as it is. Raises GateRefused with the reason,
+    Conflict if somebody promoted meanwhile, ConfigError if it forecasts another task.
     """
-    version = services.registry().version(n)
+    registry = services.registry()
+    version = registry.version(n)
+    if version == registry.champion():
+        return Promotion(n, f"{title(version)} is champion already")
+    data = prepared.arrays()
     finalist = load_version(services, version)
-    check_comparable(finalist, Task(config.task.horizon, config.task.quantiles), data.contract)
-    baseline = fit_baseline(config, data, services)
-    judged, champion = judge_together(config, services, data, [finalist, baseline], narrator)
-    decision = decide(config, data, judged[0], champion, judged, now)
-    if not conclude(services, data, judged[0], champion, decision, version, now, narrator):
-        raise GateRefused(decision.reason)
-    return decision
+    check_comparable(finalist, task_of(config), data)
+    with tempfile.TemporaryDirectory() as folder:
+        baseline = fit_baseline(config, data, Path(folder) / "model")
+        judged, champion = judge_together(config, services, data, [finalist, baseline], narrator)
+    candidate = judged[0]
+    decision = decide(config, data, candidate, champion, judged, now)
+    objection = seen_test_span(version, prepared, data)
+    verdict = verdict_on(config, data, candidate, champion, decision, objection)
+    if not conclude(registry, verdict, version, now, narrator):
+        raise GateRefused(verdict.decision.reason)
+    return Promotion(n, verdict.decision.reason)
 
 
-def fit_baseline(config: Config, data: SeriesArrays, services: Services) -> Finalist:
-    """The gate's baseline, fitted on the same training span with its default parameters."""
-    task = Task(config.task.horizon, config.task.quantiles)
-    fitted = fit_fully(config.gate.baseline, data, task)
-    return Finalist(config.gate.baseline, fitted, services.folder)
+def fit_baseline(config: Config, data: SeriesArrays, folder: Path) -> Finalist:
+    """The gate's baseline as the first trial of a study would fit it, saved in `folder`."""
+    kind = config.gate.baseline
+    plan = next(p for p in sample_trials(config.models, config.tune.seed) if p.kind == kind)
+    compute = Compute(seed=config.tune.seed)
+    artifact.save(fit_fully(kind, data, task_of(config), plan.params, compute), folder)
+    return Finalist(kind, artifact.load(folder), folder)
+
+
+def seen_test_span(version: ModelVersion, prepared: PreparedSet, data: SeriesArrays) -> str | None:
+    """Why a version cannot be judged honestly on `data`; None if nothing speaks against it.
+
+    Training and validation span of the set it was fitted on must end before the test span of
+    every series of `data` that both sets have.
+    """
+    if version.prepared_hash == prepared.hash:
+        return None
+    try:
+        known = open_prepared(prepared.root, version.prepared_hash).arrays()
+    except ArtifactError as error:
+        return (
+            f"it was fitted on other data, and whether those hold the test span cannot be seen "
+            f"({error}); train on the present data"
+        )
+    position = known.stats.row_of
+    common = np.array([i for i, name in enumerate(data.ids) if name in position], dtype=np.int64)
+    then = np.array([position[data.ids[i]] for i in common], dtype=np.int64)
+    seen = steps_after(known.start_us[then], known.valid_end[then], known.contract)
+    begins = steps_after(data.start_us[common], data.valid_end[common], data.contract)
+    late = np.flatnonzero(seen > begins)
+    if not len(late):
+        return None
+    at = int(late[0])
+    return (
+        f"it was fitted on values up to {instant_text(seen[at])} of series "
+        f"{data.ids[int(common[at])]}, whose test span begins at {instant_text(begins[at])}; "
+        "train on the present data"
+    )

@@ -1,13 +1,14 @@
 """The few models that meet on the test span: the same origins, the same audit, one look.
 
 Design choices: a finalist brings nothing but its artifact, so what is judged is what would be
-served; origins come from the longest lookback among all of them, rivals included, so every
-number is of the same windows.
+served; origins come from the longest lookback among all of them, the champion included, so every
+number is of the same windows; models are judged one after the other, because the leakage audit
+changes the data in place and puts them back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -18,6 +19,7 @@ from flts_ray.evaluate.backtest import Backtest, Origins, backtest, choose_origi
 from flts_ray.evaluate.gate import ScoredWindows
 from flts_ray.evaluate.leakage import AuditResult, leakage_audit
 from flts_ray.evaluate.scoreboard import Scoreboard, score_board
+from flts_ray.models import artifact
 from flts_ray.models.base import Fitted, Task
 from flts_ray.panel import Contract
 from flts_ray.prepare.arrays import SeriesArrays
@@ -25,7 +27,7 @@ from flts_ray.prepare.arrays import SeriesArrays
 
 @dataclass(frozen=True)
 class Finalist:
-    """A model to be judged.
+    """A model to be judged; `folder` holds its artifact.
 
     run_id: its tracking run; valid_score: of its trial; version: if it is registered already.
     """
@@ -41,6 +43,11 @@ class Finalist:
     def kind(self) -> str:
         return self.fitted.spec.kind
 
+    @property
+    def digest(self) -> str:
+        """Equal for two models exactly if they are the same bytes."""
+        return artifact.digest(self.folder)
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -51,6 +58,23 @@ class Judged:
     board: Scoreboard
     scored: ScoredWindows
     audit: AuditResult
+
+    @property
+    def name(self) -> str:
+        return self.finalist.name
+
+
+def best_on_validation(finalists: Sequence[Finalist]) -> Finalist:
+    """The candidate: the lowest validation score; of equal ones the first name.
+
+    Chosen before anything is judged, so the test span cannot have a say.
+    """
+
+    def rank(finalist: Finalist) -> tuple[bool, float, str]:
+        score = finalist.valid_score
+        return (score is None, 0.0 if score is None else score, finalist.name)
+
+    return min(finalists, key=rank)
 
 
 def common_origins(
@@ -69,6 +93,26 @@ def common_origins(
     return choose_origins(data, "test", longest, horizon, stride, judge.max_origins)
 
 
+def judge_all(
+    finalists: Sequence[Finalist],
+    data: SeriesArrays,
+    origins: Origins,
+    judge: JudgeConfig,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Judged, ...]:
+    """Judge every finalist on the given origins, in their order.
+
+    Nothing else may read `data` meanwhile; it is unchanged afterwards. progress: told how many
+    are done, of how many. Raises DataError for forecasts that are not finite.
+    """
+    judged = []
+    for done, finalist in enumerate(finalists, start=1):
+        judged.append(judge_one(finalist, data, origins, judge, seed))
+        progress(done, len(finalists))
+    return tuple(judged)
+
+
 def judge_one(
     finalist: Finalist, data: SeriesArrays, origins: Origins, judge: JudgeConfig, seed: int
 ) -> Judged:
@@ -85,25 +129,41 @@ def judge_one(
     )
 
 
-def check_comparable(champion: Finalist, task: Task, contract: Contract) -> None:
-    """Raises ConfigError unless the champion forecasts what the candidates forecast."""
-    spec = champion.fitted.spec
-    differing = [
-        f"{name} {mine!r} against {theirs!r}"
-        for name, mine, theirs in [
-            ("horizon", task.horizon, spec.task.horizon),
-            ("quantiles", task.levels, spec.task.levels),
-            ("frequency", contract.freq, spec.contract.freq),
-            ("targets", contract.targets, spec.contract.targets),
-            ("known_future", contract.future, spec.contract.future),
-            ("past", contract.past, spec.contract.past),
-            ("static", contract.static, spec.contract.static),
-        ]
-        if mine != theirs
-    ]
+def check_comparable(registered: Finalist, task: Task, data: SeriesArrays) -> None:
+    """Raises ConfigError unless a registered model forecasts what the candidates forecast, for
+    every series of `data`."""
+    spec = registered.fitted.spec
+    differing = _differences(task, spec.task, data.contract, spec.contract)
     if differing:
         raise ConfigError(
-            f"{champion.name} cannot be judged on the windows of this configuration: "
+            f"{registered.name} cannot be judged on the windows of this configuration: "
             f"{'; '.join(differing)}. Give the new task a `name` of its own, so that it has a "
             "champion of its own"
         )
+    unknown = sorted(set(data.ids) - set(registered.fitted.stats.ids))
+    if spec.needs_known_series and unknown:
+        named = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise ConfigError(
+            f"{registered.name} forecasts only series it was fitted on, and {len(unknown)} of "
+            f"{data.n_series} are new to it: {named}. Leave them out of data.path, go back to a "
+            "champion that takes any series (`flts history`, `flts rollback`), or give the "
+            "configuration a `name` of its own"
+        )
+
+
+def _differences(mine: Task, theirs: Task, here: Contract, there: Contract) -> list[str]:
+    """What keeps forecasts of one task from being compared with those of another."""
+    pairs = [
+        ("horizon", mine.horizon, theirs.horizon),
+        ("quantiles", mine.levels, theirs.levels),
+        ("frequency", here.freq, there.freq),
+        ("targets", here.targets, there.targets),
+        ("time_zone", here.time_zone, there.time_zone),
+        ("holidays", here.holidays, there.holidays),
+        ("calendar and known_future", here.future, there.future),
+        ("past", here.past, there.past),
+        ("static", here.static, there.static),
+    ]
+    if here.units and there.units:  # a label that was added later changes no number
+        pairs.append(("units", here.units, there.units))
+    return [f"{name} {ours!r} against {its!r}" for name, ours, its in pairs if ours != its]

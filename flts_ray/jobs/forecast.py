@@ -2,28 +2,29 @@
 
 Design choices: a running API is asked; without one the champion is loaded behind the same app on
 a loopback port for the length of the command, so there is one way to read a request and one
-answer; rows of the input without a value after the last one carry known-future covariates.
+answer; what is refused is refused with the API's own words.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
-import pyarrow as pa
 
 from flts_ray.config import Config
 from flts_ray.errors import DataError, Unavailable
-from flts_ray.jobs.session import announced, local_folder, open_session
-from flts_ray.sources.inputs import find_inputs
-from flts_ray.sources.read import read_input
+from flts_ray.jobs.announce import announced
+from flts_ray.jobs.histories import About, histories
+from flts_ray.jobs.session import local_folder, open_session
+from flts_ray.jobs.status import prepared_sets
+from flts_ray.prepare.loading import PreparedSet
+from flts_ray.store import Store
 
 SERIES_PER_REQUEST = 100
+VALUES_PER_REQUEST = 200_000
+"""Numbers and stamps in one request, some megabytes."""
 
 
 def forecast(
@@ -38,33 +39,68 @@ def forecast(
 ) -> list[dict[str, Any]]:
     """Answers of the API for known series, or for the histories in a file.
 
-    Raises DataError with what the API refused, Unavailable without a champion.
+    Raises DataError with what the API refused, Unavailable without a champion or an answer.
     """
-    bodies = [{"unique_id": name} for name in series]
-    if path is not None:
-        bodies += histories(config, path)
-    if not bodies:
+    if not series and path is None:
         raise DataError("nothing to forecast: give --series with known ids, or --input with a file")
-    if origin is not None:
-        bodies = [body | {"origin": origin} for body in bodies]
-    common: dict[str, Any] = {}
-    if horizon is not None:
-        common["horizon"] = horizon
+    common: dict[str, Any] = {"horizon": horizon} if horizon is not None else {}
     if quantiles:
         common["quantiles"] = list(quantiles)
-    with _api(config, url) as address:
-        return [
-            _ask(address, common | {"series": bodies[at : at + SERIES_PER_REQUEST]})
-            for at in range(0, len(bodies), SERIES_PER_REQUEST)
-        ]
+    with _api(config, url) as api:
+        bodies: list[dict[str, Any]] = [{"unique_id": name} for name in series]
+        if path is not None:
+            bodies += histories(config, path, About.of_model(api.get("/v1/model")))
+        if origin is not None:
+            bodies = [body | {"origin": origin} for body in bodies]
+        try:
+            return [api.ask(common | {"series": part}) for part in parts(bodies)]
+        except DataError as refusal:
+            reasons = _why_unknown(config, series) if refusal.field_ends("unique_id") else ()
+            raise DataError(str(refusal), field=refusal.field, problems=reasons) from None
+
+
+class ForecastApi:
+    """The forecast API at an address."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self._call("GET", path, None)
+
+    def ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Forecasts. Raises DataError for a refusal, Unavailable where nobody answers."""
+        return self._call("POST", "/v1/forecast", body)
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        try:
+            answer = httpx.request(method, f"{self.url}{path}", json=body, timeout=60.0)
+            said = answer.json()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unavailable(
+                f"{self.url} does not answer: {error}; is `flts serve` running?"
+            ) from error
+        except ValueError:
+            said = None
+        if answer.status_code == httpx.codes.OK and isinstance(said, dict):
+            return said
+        problem = said.get("error") if isinstance(said, dict) else None
+        if not isinstance(problem, dict) or answer.status_code in (404, 405):
+            raise Unavailable(
+                f"{self.url}{path} answered {answer.status_code}, but not as a forecast API does; "
+                "check the address"
+            )
+        if answer.status_code < 500:
+            raise DataError(str(problem.get("message")), field=problem.get("field"))
+        raise Unavailable(str(problem.get("message")))
 
 
 @contextmanager
-def _api(config: Config, url: str | None) -> Iterator[str]:
-    """Address of a running API, or of one that lives as long as the block."""
-    found = url or announced(local_folder(config)).get("api")
+def _api(config: Config, url: str | None) -> Iterator[ForecastApi]:
+    """A running API, or one that lives as long as the block."""
+    found = url or announced(local_folder(config), config.name).get("api")
     if found is not None:
-        yield found
+        yield ForecastApi(found)
         return
     from flts_ray.serve.parity import app_on_loopback
     from flts_ray.serve.source import RegistrySource
@@ -77,85 +113,36 @@ def _api(config: Config, url: str | None) -> Iterator[str]:
         if champion is None:
             raise Unavailable(f"{config.name} has no champion yet; `flts train` makes one")
         with app_on_loopback(source.load(champion)) as address:
-            yield address
+            yield ForecastApi(address)
 
 
-def _ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    try:
-        answer = httpx.post(f"{url}/v1/forecast", json=body, timeout=60.0)
-    except httpx.HTTPError as error:
-        raise Unavailable(f"{url} does not answer: {error}; is `flts serve` running?") from error
-    if answer.status_code != httpx.codes.OK:
-        said = answer.json().get("error", {}).get("message", answer.text)
-        raise DataError(said) if answer.status_code < 500 else Unavailable(said)
-    found: dict[str, Any] = answer.json()
-    return found
+def parts(bodies: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Bodies in order, as many to a request as it may hold."""
+    part: list[dict[str, Any]] = []
+    values = 0
+    for body in bodies:
+        size = _values(body)
+        if part and (len(part) == SERIES_PER_REQUEST or values + size > VALUES_PER_REQUEST):
+            yield part
+            part, values = [], 0
+        part.append(body)
+        values += size
+    if part:
+        yield part
 
 
-def histories(config: Config, path: str) -> list[dict[str, Any]]:
-    """Request bodies of the series in a file that looks like the configured input."""
-    data = config.data.model_copy(update={"path": path, "test_path": None})
-    table = pa.concat_tables([read_input(item, data) for item in find_inputs(data)])
-    table = table.sort_by([("unique_id", "ascending"), ("ds", "ascending")])
-    ids = table["unique_id"].to_pylist()
-    if not ids:
-        raise DataError(f"{path}: no rows to forecast from")
-    starts = [i for i, name in enumerate(ids) if i == 0 or name != ids[i - 1]]
-    ends = [*starts[1:], len(ids)]
-    return [_history(config, table[start:end]) for start, end in zip(starts, ends, strict=True)]
+def _values(body: dict[str, Any]) -> int:
+    columns = [*body.get("known_future", {}).values(), *body.get("past", {}).values()]
+    return sum(map(len, [body.get("ds", ()), body.get("y", ()), *columns]))
 
 
-def _history(config: Config, rows: pa.Table) -> dict[str, Any]:
-    y = rows["y"].to_numpy()
-    told = np.flatnonzero(np.isfinite(y))
-    if not len(told):
-        raise DataError(f"{rows['unique_id'][0]}: every value of y is missing", field="y")
-    end = int(told[-1]) + 1
-    stamps = [stamp.isoformat() for stamp in rows["ds"][:end].to_pylist()]
-    roles = config.data.covariates
-    known = {n: rows[n].to_pylist() for n, role in roles.items() if role == "known_future"}
-    past = {n: rows[n][:end].to_pylist() for n, role in roles.items() if role == "past"}
-    return {
-        "unique_id": rows["unique_id"][0].as_py(),
-        "ds": stamps,
-        "y": [None if not np.isfinite(v) else float(v) for v in y[:end]],
-        "known_future": known,
-        "past": past,
-    }
-
-
-def write_answers(answers: Sequence[dict[str, Any]], path: Path) -> int:
-    """Write forecasts as CSV or Parquet (by suffix), one row a step. Returns the rows.
-
-    Raises DataError for another suffix.
-    """
-    rows = list(answer_rows(answers))
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        raise DataError(f"--output {path}: the suffix must be .csv or .parquet", field="output")
-    return len(rows)
-
-
-def answer_rows(answers: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One flat row a series and step, with who made it."""
-    for answer in answers:
-        for one in answer["forecasts"]:
-            for h, ds in enumerate(one["ds"]):
-                levels = {f"q{level}": values[h] for level, values in one["quantiles"].items()}
-                yield {
-                    "unique_id": one["unique_id"],
-                    "ds": ds,
-                    "mean": one["mean"][h],
-                    "median": one["median"][h],
-                    **levels,
-                    "model_version": answer["model"]["version"],
-                    "forecast_id": answer["forecast_id"],
-                }
+def _why_unknown(config: Config, series: Sequence[str]) -> list[str]:
+    """What the prepared sets of this root say about series that the champion does not know."""
+    store = Store.open(config.root)
+    reasons: dict[str, str] = {}
+    for manifest in prepared_sets(store) if series else ():
+        if manifest.quarantine:
+            for row in PreparedSet(store.root, manifest).quarantine().to_pylist():
+                if row["unique_id"] in series:
+                    reasons[row["unique_id"]] = row["reason"]
+    return [f"{name} is in quarantine: {reason}" for name, reason in sorted(reasons.items())]

@@ -8,23 +8,42 @@ command it serves until Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from flts_ray.config import Config, load_config
-from flts_ray.errors import ConfigError, FltsError
-from flts_ray.jobs.session import announce, open_session
-from flts_ray.jobs.train import interrupt_on_sigterm
+from flts_ray.errors import ConfigError, Conflict, FltsError
+from flts_ray.jobs.announce import announce, announced
+from flts_ray.jobs.interrupt import interrupt_on_sigterm
+from flts_ray.jobs.session import (
+    cluster_address,
+    local_folder,
+    open_session,
+    ray_cluster,
+)
+from flts_ray.local.process import free_port
 from flts_ray.narrate import LogNarrator, set_up_logging
 from flts_ray.services import Narrator, Services
 
 
 def joins_a_cluster(config: Config) -> bool:
     """True when the configuration or the environment names a running cluster."""
-    return bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
+    return cluster_address(config) is not None
+
+
+def check_free(config: Config) -> None:
+    """Raises Conflict if the model is served from this folder, or the port is taken."""
+    running = announced(local_folder(config), config.name).get("api")
+    if running is not None:
+        raise Conflict(f"{config.name} is served at {running} already; stop that first")
+    host, port = config.serve.host, config.serve.port
+    if port and free_port(host, port) != port:
+        raise Conflict(
+            f"serve.port: {port} on {host} is taken by another program; choose another, or any "
+            "free one with --set serve.port=0"
+        )
 
 
 @contextmanager
@@ -34,11 +53,11 @@ def serving(config: Config, services: Services, narrator: Narrator) -> Iterator[
 
     narrator.step("Serve", f"starting {config.serve.min_replicas} replica(s)")
     url = deploy(config, services.mlflow_uri)
-    addresses = {"api": url, "mlflow": services.mlflow_uri}
+    addresses = {"api": url}
     if services.dashboard:
         addresses["dashboard"] = services.dashboard
     try:
-        with announce(services.folder, addresses):
+        with announce(services.folder, config.name, addresses):
             yield url
     finally:
         undeploy(config.name)
@@ -49,7 +68,11 @@ def serve_until(
     narrator: Narrator,
     wait: Callable[[str, Services], None],
 ) -> None:
-    """Serve on a cluster started for the command until `wait` returns or is interrupted."""
+    """Serve on a cluster started for the command until `wait` returns or is interrupted.
+
+    Raises Conflict like `check_free`.
+    """
+    check_free(config)
     with (
         open_session(config, ray=True) as services,
         serving(config, services, narrator) as url,
@@ -76,10 +99,14 @@ def deploy_to_cluster(config: Config, narrator: Narrator) -> str:
 
 
 def remove_from_cluster(config: Config) -> None:
-    """Take the application off the running cluster."""
-    from flts_ray.serve.deployment import undeploy
+    """Take the application off the running cluster. Raises ConfigError if none is named."""
+    if not joins_a_cluster(config):
+        raise ConfigError(
+            "ray.address: --remove needs the cluster that serves; name it there or in RAY_ADDRESS"
+        )
+    with ray_cluster(config):
+        from flts_ray.serve.deployment import undeploy
 
-    with open_session(config, ray=True):
         undeploy(config.name)
 
 
@@ -108,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        print("interrupted; everything that was started is stopped", file=sys.stderr)
         return 130
     return 0
 

@@ -1,103 +1,178 @@
 """The services one command needs, and nothing left behind.
 
 Design choices: what the configuration names is used, what it leaves out is started for the
-length of the command on the loopback interface; a running `flts serve` or `flts demo` leaves its
-addresses in `<folder>/run/`, so that other commands use the same services instead of starting
-a second copy; whoever started a service stops it, in reverse order, however the command ends.
+length of the command on the loopback interface; MLflow of a folder is shared by the commands that
+run at the same time, Ray is each command's own; who started a service stops it, in reverse order,
+however the command ends: an error, Ctrl-C and SIGTERM all unwind the same stack.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
-import structlog
-
 from flts_ray.config import Config
-from flts_ray.errors import Unavailable
-from flts_ray.local.mlflow_server import MlflowServer
+from flts_ray.errors import ConfigError, Unavailable
+from flts_ray.local.mlflow_server import answers
 from flts_ray.local.process import free_port
+from flts_ray.local.shared_mlflow import SharedMlflow
 from flts_ray.services import Services
 from flts_ray.store import Store
 
+MLFLOW_PORT = 5000
+DRIVER_ENV = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
 LOCAL_CLUSTER_ENV = {
     # A cluster on the loopback interface of one user needs no token; set it to override.
     "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
     # Workers at Ray's default niceness lose against everything else on a small machine.
     "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Two OpenMP threads a process are slower than one as soon as both cores are busy.
     "OMP_NUM_THREADS": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_SERVE_LOG_TO_STDERR": "0",
 }
 
 
 def local_folder(config: Config) -> Path:
     """Where this machine keeps its part: the root itself, or `.flts/<name>` beside an S3 root."""
-    if "://" in config.root:
-        return Path(".flts") / config.name
-    return Path(config.root)
+    root = config.root.removeprefix("file://")
+    return Path(".flts") / config.name if "://" in root else Path(root)
 
 
 @contextmanager
 def open_session(config: Config, *, ray: bool = False) -> Iterator[Services]:
     """Connect to, or start, MLflow and (if asked) Ray; stop what was started.
 
-    Raises Unavailable naming the address that does not answer.
+    Raises Unavailable naming the address that does not answer, ConfigError for a folder or an
+    address that cannot be used.
     """
+    check_root(config)
     folder = local_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        uri, wait = _mlflow(config, folder, stack)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"root: the folder {folder} cannot be made: {error.strerror}; choose another root"
+        ) from None
+    with _tracking(config, folder) as tracking:
+        if not ray:
+            yield Services(config, folder, Store.open(config.root), tracking.wait())
+            return
         # Both take seconds to start, so they start side by side.
-        dashboard = stack.enter_context(ray_cluster(config)) if ray else None
-        wait()
-        yield Services(config, folder, Store.open(config.root), uri, dashboard)
+        with ray_cluster(config) as dashboard:
+            yield Services(config, folder, Store.open(config.root), tracking.wait(), dashboard)
 
 
-def _mlflow(config: Config, folder: Path, stack: ExitStack) -> tuple[str, Callable[[], None]]:
-    """Address of the tracking server, and a call that waits until it answers."""
-    uri = config.mlflow.uri or announced(folder).get("mlflow")
-    if uri is not None and _answers(f"{uri}/health"):
-        return uri, lambda: None
+class _Named:
+    """The tracking server that the configuration names."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def wait(self) -> str:
+        if not answers(self.uri):
+            raise Unavailable(
+                f"mlflow.uri {self.uri} does not answer; start it, correct the address, or "
+                "leave mlflow.uri out to start one for the command"
+            )
+        return self.uri
+
+
+@contextmanager
+def _tracking(config: Config, folder: Path) -> Iterator[_Named | SharedMlflow]:
     if config.mlflow.uri is not None:
-        raise Unavailable(
-            f"mlflow.uri {config.mlflow.uri} does not answer; start it, correct the address, or "
-            "leave mlflow.uri out to start one for the command"
+        named = _Named(config.mlflow.uri)
+        named.wait()  # before Ray is started in vain
+        yield named
+        return
+    shared = SharedMlflow(folder / "mlflow", MLFLOW_PORT)
+    try:
+        shared.start()
+        yield shared
+    finally:
+        shared.stop()
+
+
+def cluster_address(config: Config) -> str | None:
+    """The running cluster that the configuration, else RAY_ADDRESS, names.
+
+    Raises ConfigError for the address of a job API, which is not the cluster's.
+    """
+    address = config.ray.address or os.environ.get("RAY_ADDRESS") or None
+    if address is not None and address.startswith(("http://", "https://")):
+        where = "ray.address" if config.ray.address else "RAY_ADDRESS"
+        raise ConfigError(
+            f"{where} {address} is a job API; submit `python -m flts_ray.jobs.train ...` to it "
+            "with `ray job submit`, or give the cluster's own address, such as host:6379"
         )
-    server = MlflowServer(folder / "mlflow", 5000)
-    server.start()
-    stack.callback(server.stop)
-    return server.uri, server.wait
+    return address
+
+
+def check_root(config: Config) -> None:
+    """Refuse a relative root in a submitted job, whose working folder is thrown away."""
+    root = config.root.removeprefix("file://")
+    if in_a_job() and "://" not in root and not Path(root).is_absolute():
+        raise ConfigError(
+            f"root: {config.root} lies in the working folder of the job, which is thrown away; "
+            "give a folder that all nodes see, --set root=/data/flts, or s3://bucket/prefix"
+        )
+
+
+def in_a_job() -> bool:
+    """True in a process that `ray job submit` started."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 @contextmanager
 def ray_cluster(config: Config) -> Iterator[str | None]:
-    """Join the configured cluster or start a local one. Yields the dashboard's address."""
+    """Join the named cluster or start a local one. Yields the dashboard's address.
+
+    Raises Unavailable if neither succeeds.
+    """
+    address = cluster_address(config)
+    if address is not None:
+        _probe(address)
+    _set_environment(DRIVER_ENV if address else DRIVER_ENV | LOCAL_CLUSTER_ENV)
     import ray
 
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
     if ray.is_initialized():
         yield None
         return
-    if address is None:
-        for name, value in LOCAL_CLUSTER_ENV.items():
-            os.environ.setdefault(name, value)
-    context = ray.init(**_ray_options(config, address))
     try:
-        shown = context.dashboard_url
+        shown = _connect(config, address)
         yield f"http://{shown}" if shown else None
     finally:
         ray.shutdown()
+
+
+def _connect(config: Config, address: str | None) -> str:
+    import ray
+
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        return str(ray.init(**_ray_options(config, address)).dashboard_url or "")
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        what = f"the Ray cluster at {address} cannot be joined" if address else "Ray did not start"
+        raise Unavailable(f"{what}: {error}") from error
+    finally:
+        # Ray replaces the handler by one that leaves in the middle of whatever runs.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _set_environment(values: dict[str, str]) -> None:
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
 
 
 def _ray_options(config: Config, address: str | None) -> dict[str, Any]:
@@ -110,43 +185,19 @@ def _ray_options(config: Config, address: str | None) -> dict[str, Any]:
         "object_store_memory": config.ray.object_store_mb * 2**20,
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
-        "dashboard_port": config.ray.dashboard_port or free_port(),
+        "dashboard_port": free_port(preferred=config.ray.dashboard_port),
     }
 
 
-def announced(folder: Path) -> Mapping[str, str]:
-    """Addresses of the services that a running command announced in `folder`; empty if none."""
-    path = folder / "run" / "services.json"
+def _probe(address: str) -> None:
+    """Fail in seconds where nobody listens; Ray would try for a minute."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
     try:
-        record = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-    try:
-        os.kill(int(record["pid"]), 0)
-    except (ProcessLookupError, PermissionError):
-        structlog.get_logger().info("stale_services_ignored", pid=record["pid"])
-        return {}
-    found: dict[str, str] = record["services"]
-    return found
-
-
-@contextmanager
-def announce(folder: Path, services: Mapping[str, str]) -> Iterator[None]:
-    """Tell other commands the addresses of what runs here, until the block ends."""
-    path = folder / "run" / "services.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"pid": os.getpid(), "services": dict(services)}
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as draft:
-        json.dump(record, draft)
-    os.replace(draft.name, path)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=3.0).status_code < 500
-    except httpx.HTTPError:
-        return False
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+    except OSError as error:
+        raise Unavailable(
+            f"the Ray cluster at {address} does not answer ({error}); start it, or correct "
+            "ray.address and RAY_ADDRESS"
+        ) from None

@@ -8,18 +8,19 @@ refused it.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from types import FrameType
 
 from flts_ray.config import Config, load_config
 from flts_ray.errors import FltsError, GateRefused
+from flts_ray.jobs.interrupt import interrupt_on_sigterm
 from flts_ray.jobs.session import open_session
 from flts_ray.narrate import LogNarrator, set_up_logging
 from flts_ray.pipeline import TrainReport, train
+from flts_ray.promotions import PromotionLog
 from flts_ray.services import Narrator
+from flts_ray.store import Store
 
 
 def run(
@@ -30,13 +31,11 @@ def run(
         return train(config, services, narrator, datetime.now(UTC), resume=resume, force=force)
 
 
-def interrupt_on_sigterm() -> None:
-    """A terminated job stops like Ctrl-C: partial results kept, services closed."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+def exit_code(config: Config, report: TrainReport) -> int:
+    """0 if the candidate is champion now, whether it became so or was; else the gate's code."""
+    newest = PromotionLog(Store.open(config.root), config.name).newest()
+    is_champion = newest is not None and newest.champion == report.version.version
+    return 0 if is_champion else GateRefused.exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FltsError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; --resume goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted; --resume goes on from here", file=sys.stderr)
         return 130
     print(report.decision.reason)
-    return 0 if report.promoted else GateRefused.exit_code
+    return exit_code(config, report)
 
 
 if __name__ == "__main__":

@@ -24,16 +24,23 @@ ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "OMP_NUM_THREADS": "1",
 }
+LOCK = "server.lock"
 
 
 class MlflowServer:
     """Context manager around a server that keeps all its state in `folder`.
 
     `port` is taken if it is free, else any free one. `start` returns at once and `wait` when the
-    server answers; the `with` statement does both.
+    server answers; the `with` statement does both. `users`: see `ManagedProcess`.
     """
 
-    def __init__(self, folder: Path, port: int | None = None, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        port: int | None = None,
+        host: str = "127.0.0.1",
+        users: Path | None = None,
+    ) -> None:
         self.folder = Path(folder).resolve()
         self.port = free_port(host, port)
         self.uri = f"http://{host}:{self.port}"
@@ -42,7 +49,8 @@ class MlflowServer:
             name="MLflow",
             log=self.folder / "server.log",
             env=ENVIRONMENT,
-            lock=self.folder / "server.lock",
+            lock=self.folder / LOCK,
+            users=users,
             note=self.uri,
         )
 
@@ -89,7 +97,12 @@ class MlflowServer:
         ]
 
     def _answers(self) -> bool:
-        try:
-            return httpx.get(f"{self.uri}/health", timeout=2.0).status_code == 200
-        except httpx.TransportError:
-            return False
+        return answers(self.uri)
+
+
+def answers(uri: str) -> bool:
+    """Whether an MLflow server is there."""
+    try:
+        return httpx.get(f"{uri.rstrip('/')}/health", timeout=3.0).status_code == 200
+    except (httpx.TransportError, httpx.InvalidURL):
+        return False

@@ -3,7 +3,8 @@
 Design choices: the child lives in a session of its own, so that Ctrl-C reaches only this process
 and it decides the order of stopping; a guard (`guard.py`) stops the child's whole group when this
 process dies without saying so; the lock on a folder is inherited by the guard, so that it is free
-exactly when the child is gone; a start that fails says the end of the child's log.
+exactly when the child is gone; a command that several processes use outlives its starter until
+the last of them has gone; a start that fails says the end of the child's log.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -46,7 +48,8 @@ class ManagedProcess:
 
     `env` is added to this process's environment; the output is appended to `log`. With `lock`,
     only one process at a time starts for that file; `note` (an address) is what the second one
-    is told. `grace_s`: seconds between SIGTERM and SIGKILL.
+    is told. With `users`, a file, the command goes on after `stop` and after the starter's death
+    while anybody holds a shared lock on it. `grace_s`: seconds between SIGTERM and SIGKILL.
     """
 
     def __init__(
@@ -58,14 +61,17 @@ class ManagedProcess:
         env: Mapping[str, str] | None = None,
         lock: Path | None = None,
         note: str = "",
+        users: Path | None = None,
         grace_s: float = 5.0,
     ) -> None:
         self.name = name
         self.log = log
-        self._command = [sys.executable, "-I", "-S", str(GUARD), str(grace_s), *command]
+        guard = [sys.executable, "-I", "-S", str(GUARD), str(grace_s), str(users or "")]
+        self._command = [*guard, *command]
         self._env = dict(env or {})
         self._lock = lock
         self._note = note
+        self._users = users
         self._grace_s = grace_s
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
@@ -107,17 +113,21 @@ class ManagedProcess:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """SIGTERM to the whole group, SIGKILL after the grace; nothing if it is gone."""
+        """SIGTERM to the whole group, SIGKILL after the grace; nothing if it is gone.
+
+        Where others use the command, its guard does the same when the last of them has gone.
+        """
         process, self._process = self._process, None
         if process is None:
             return
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(self._grace_s)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        with _unused(self._users) as unused:
+            if unused and process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    process.wait(self._grace_s)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
         if process.stdin is not None:
             process.stdin.close()
 
@@ -148,7 +158,7 @@ class ManagedProcess:
         limit = time.monotonic() + self._grace_s + 1
         while not _try_lock(descriptor):
             owner, _, note = os.pread(descriptor, 500, 0).decode(errors="replace").partition(" ")
-            if _exists(owner) or time.monotonic() > limit:
+            if self._users or _exists(owner) or time.monotonic() > limit:
                 os.close(descriptor)
                 raise Conflict(
                     f"{path.parent}: {self.name} runs there already, started by process {owner} "
@@ -158,6 +168,19 @@ class ManagedProcess:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()} {self._note}\n".encode(), 0)
         return descriptor
+
+
+@contextmanager
+def _unused(users: Path | None) -> Iterator[bool]:
+    """Whether nobody holds a lock on the file; if so, nobody can take one in the block."""
+    if users is None:
+        yield True
+        return
+    descriptor = os.open(users, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        yield _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -77,6 +77,7 @@ class FittedAR:
             "lags": list(self.layout.lags),
             "seasons": self.layout.seasons,
             "season": self.layout.season,
+            "shown": list(self.layout.shown),
             "volatility": list(self.volatility),
         }
         arrays = {
@@ -141,6 +142,7 @@ class LinearAR:
             calendar=spec.contract.calendar,
             center=arrays["center"],
             spread=arrays["spread"],
+            shown=tuple(values["shown"]),
         )
         steps, power = values["volatility"]
         maps = zip(arrays["values"], arrays["future"], arrays["bias"], strict=True)

@@ -1,8 +1,9 @@
 """Which of the fitted linear maps is kept, for each step and series.
 
 Design choices: validation chooses the penalty and the use of the calendar for each step, from
-errors averaged over neighbouring steps; a series keeps a map of its own only where that validates
-better than the pooled one; forecasts of training windows come from maps that were fitted without
+errors averaged over neighbouring steps; a series borrows from the others (partial pooling, Gelman
+& Hill 2007): its map is fitted on its own windows and on those of all others at a weight that
+validation chooses for each step, from nothing to full; forecasts of training windows come from maps that were fitted without
 their quarter of the training span (cross-conformal prediction, Vovk 2015), so that they can
 calibrate as validation windows do.
 """
@@ -28,6 +29,8 @@ MIN_OWN_TRAIN, MIN_OWN_VALID = 200, 50
 MAX_OWN_SERIES = 64
 MAX_OWN_ENTRIES = 2**24
 FOLDS = 4
+BORROWED = (0.0, 0.01, 0.1, 1.0)
+"""Weights of the other series' windows that are tried for a map of one series."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,17 @@ class Grid:
 class Choice:
     """maps[0] is pooled, maps[1 + i] is of the series in row `owners[i]`, rising.
 
-    picks: one int64 [H] a map, the settings of its steps as indices into `grid.settings`.
+    picks: one int64 [H] a map, the settings of its steps as indices into `grid.settings`; of a
+    series' own map into those settings repeated for each of `weights`. total: moments of all
+    training windows.
     """
 
     grid: Grid
     maps: list[LinearMap]
     picks: list[np.ndarray]
     owners: np.ndarray
+    weights: tuple[float, ...]
+    total: Moments
 
     @property
     def penalties(self) -> list[float]:
@@ -74,25 +81,36 @@ def choose(training: Sample, valid: Sample, layout: Layout, settings: Settings) 
     grid = Grid(settings.ridge, (True, False) if both else (settings.calendar is not False,))
     rows = _eligible(training, valid, layout, settings)
     rest = training.without(rows)
-    sums = [moments_of(rest, layout)] if len(rest.series) else []
-    own: dict[int, tuple[LinearMap, np.ndarray]] = {}
-    for row in rows:
-        moments = moments_of(training.of(row), layout)
-        sums = [reduce(add, [*sums, moments])]
-        own[row] = _best(grid, moments, valid.of(row), layout)
-    pooled, picks = _best(grid, sums[0], valid, layout)
-    if settings.pooling == "auto":
-        own = {
-            row: mine
-            for row, mine in own.items()
-            if np.greater(*scaled_errors([pooled, mine[0]], valid.of(row), layout).mean(axis=1))
-        }
+    sums = {row: moments_of(training.of(row), layout) for row in rows}
+    others = [moments_of(rest, layout)] if len(rest.series) else []
+    total = reduce(add, [*others, *sums.values()])
+    pooled, picks = _best(grid.maps(total, layout), valid, layout, len(grid.settings))
+    weights = BORROWED if settings.pooling == "auto" else (0.0,)
+    own = {
+        row: _best(
+            _own_maps(grid, mine, total, weights, layout), valid.of(row), layout, len(grid.settings)
+        )
+        for row, mine in sums.items()
+    }
     return Choice(
         grid=grid,
         maps=[pooled, *(fitted for fitted, _ in own.values())],
         picks=[picks, *(picked for _, picked in own.values())],
         owners=np.asarray(list(own), dtype=np.int64),
+        weights=weights,
+        total=total,
     )
+
+
+def _own_maps(
+    grid: Grid, mine: Moments, total: Moments, weights: Sequence[float], layout: Layout
+) -> list[LinearMap]:
+    """Maps of one series: every setting for each weight of the other series' windows."""
+    maps = []
+    for weight in weights:
+        borrowed = mine if weight == 0.0 else mine + (total - mine) * weight
+        maps += grid.maps(borrowed, layout)
+    return maps
 
 
 def _eligible(training: Sample, valid: Sample, layout: Layout, settings: Settings) -> list[int]:
@@ -110,12 +128,11 @@ def _eligible(training: Sample, valid: Sample, layout: Layout, settings: Setting
 
 
 def _best(
-    grid: Grid, moments: Moments, valid: Sample, layout: Layout
+    maps: list[LinearMap], valid: Sample, layout: Layout, settings: int
 ) -> tuple[LinearMap, np.ndarray]:
-    """The map put together from the best setting of each step, and those settings."""
-    maps = grid.maps(moments, layout)
+    """The map put together from the best one of each step, and which those are."""
     if len(valid.series) < MIN_VALID_WINDOWS:
-        picks = np.full(layout.horizon, len(grid.penalties) // 2, dtype=np.int64)
+        picks = np.full(layout.horizon, min(settings, len(maps)) // 2, dtype=np.int64)
     else:
         errors = scaled_errors(maps, valid, layout)
         reach = max(1, layout.horizon // 8)
@@ -156,7 +173,12 @@ def _out_of_fold(sample: Sample, layout: Layout, choice: Choice, slot: int) -> n
     sums = [moments_of(part, layout) for part in parts]
     for i, part in enumerate(parts):
         others = reduce(add, sums[:i] + sums[i + 1 :])
-        fitted = _assembled(choice.grid.maps(others, layout), choice.picks[slot])
+        maps = (
+            _own_maps(choice.grid, others, choice.total - sums[i], choice.weights, layout)
+            if slot
+            else choice.grid.maps(others, layout)
+        )
+        fitted = _assembled(maps, choice.picks[slot])
         mean[folds == np.unique(folds)[i]] = fitted.over(part, layout)
     return mean
 

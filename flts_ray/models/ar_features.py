@@ -25,7 +25,8 @@ class Layout:
     """Which features there are.
 
     lags: steps before the origin, 2 and more (lag 1 is the reference); seasons: how many seasonal
-    lags; lookback, horizon, season: steps; calendar: names of the calendar columns.
+    lags; lookback, horizon, season: steps; calendar: names of the calendar columns, of which only
+    those in `shown` count.
     center, spread: float64 [K], training mean and deviation of each known covariate.
     """
 
@@ -37,6 +38,7 @@ class Layout:
     calendar: tuple[str, ...]
     center: np.ndarray
     spread: np.ndarray
+    shown: tuple[str, ...] = ()
 
     @property
     def aligned(self) -> np.ndarray:
@@ -78,7 +80,8 @@ def future_features(windows: Windows, layout: Layout) -> np.ndarray:
     """Calendar, then known covariates of each step: float64 [n, H, r], no NaN."""
     future = windows.future.astype(np.float64)
     split = len(layout.calendar)
-    columns = [_harmonics(future[:, layout.lookback :, :split], layout.calendar)]
+    told = np.asarray([name in layout.shown for name in layout.calendar], dtype=np.float64)
+    columns = [_harmonics(future[:, layout.lookback :, :split] * told, layout.calendar)]
     if future.shape[2] > split:
         known = np.nan_to_num((future[..., split:] - layout.center) / layout.spread)
         known = np.concatenate([known, known**2], axis=2)

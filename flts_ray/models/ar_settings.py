@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from flts_ray.errors import ConfigError
 from flts_ray.models.ar_features import Layout
 from flts_ray.prepare.arrays import SeriesArrays
+from flts_ray.prepare.calendar import shown_columns
 
 LONGEST_DENSE = 336
 SHORTEST_DENSE = 28
@@ -36,7 +37,7 @@ class Settings(BaseModel):
     pooling: Literal["auto", "global", "per_series"] = "auto"
     """One map for all series, or one of its own for each with enough windows."""
     calendar: Literal["auto"] | bool = "auto"
-    max_windows: int = Field(20_000, ge=1)
+    max_windows: int = Field(100_000, ge=1)
     """Most training windows of all series together."""
 
     @field_validator("ridge", "lags", mode="before")
@@ -105,6 +106,9 @@ def layout_of(data: SeriesArrays, horizon: int, settings: Settings) -> Layout:
         calendar=contract.calendar,
         center=center,
         spread=np.where(spread > 0, spread, 1.0),
+        shown=shown_columns(
+            contract.calendar, contract.freq, int(data.train_end.max(initial=0))
+        ),
     )
 
 

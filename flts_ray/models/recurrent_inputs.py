@@ -16,9 +16,11 @@ import torch
 
 from flts_ray.models.recurrent_net import Inputs, SegmentNet, WindowScale, window_scale
 from flts_ray.prepare.arrays import SeriesArrays, Windows
+from flts_ray.prepare.calendar import shown_columns
 
 CHUNK = 256
 COVARIATE_BOUND = 5.0
+HIDDEN = 1e12
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,17 @@ def training_rows(data: SeriesArrays) -> np.ndarray:
 
 
 def fit_columns(data: SeriesArrays, rows: np.ndarray) -> ColumnScaling:
-    """Learn the scaling of every covariate on the training steps `rows`."""
+    """Learn the scaling of every covariate on the training steps `rows`.
+
+    Calendar columns whose cycle the training span does not show twice are scaled to nothing.
+    """
     moments = [_moments(columns) for columns in (data.past[rows], data.future[rows], data.static)]
-    return ColumnScaling(*(array for pair in moments for array in pair))
+    scaling = ColumnScaling(*(array for pair in moments for array in pair))
+    contract = data.contract
+    shown = shown_columns(contract.calendar, contract.freq, int(data.train_end.max(initial=0)))
+    hidden = [name in contract.calendar and name not in shown for name in contract.future]
+    scaling.future_std[hidden] = HIDDEN
+    return scaling
 
 
 def _moments(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

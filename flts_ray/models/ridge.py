@@ -53,6 +53,12 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         return Moments(**{k: v + getattr(other, k) for k, v in vars(self).items()})
 
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(**{k: v - getattr(other, k) for k, v in vars(self).items()})
+
+    def __mul__(self, weight: float) -> Moments:
+        return Moments(**{k: v * weight for k, v in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class Coefficients:

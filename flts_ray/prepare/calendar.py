@@ -50,6 +50,19 @@ def calendar_features(
     return np.concatenate(columns, axis=-1)
 
 
+def shown_columns(
+    columns: tuple[str, ...], freq: Frequency | str, training_steps: int
+) -> tuple[str, ...]:
+    """The columns whose cycle a training span of this length shows at least twice.
+
+    A shorter span cannot tell a cycle from a trend: the sine of the day of the year, fitted on
+    three weeks, is a slope that the forecast would follow into the next season.
+    """
+    days = training_steps * _step_us(freq) / US_PER_DAY
+    needed = {"minute": 2, "weekday": 14, "yearday": 730}
+    return tuple(name for name in columns if days >= needed.get(name.split("_")[0], 0))
+
+
 def check_holidays(code: str) -> None:
     """Raise ConfigError with a suggestion unless `code` names a holiday calendar.
 

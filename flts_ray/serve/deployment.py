@@ -125,18 +125,15 @@ def deploy(
 ) -> str:
     """Deploy, or replace, the application in the Ray cluster that this process has joined.
 
-    Returns its address once its replicas run; `wait_ready` tells when a champion is loaded.
+    Returns its address once its replicas run; `wait_ready` tells when a champion is loaded. A
+    Ray Serve that runs already keeps its own host and port.
     `make_source` runs in each replica, by default it reads the registry. Raises Conflict if
     another application holds the route, Unavailable if the deployment fails.
     """
     made = make_source or partial(registry_source, mlflow_uri, _absolute(config), config.name)
-    serve.start(
-        http_options={
-            "host": config.serve.host,
-            "port": config.serve.port or free_port(),
-        },
-        logging_config=QUIET,
-    )
+    if _address() is None:
+        port = config.serve.port or free_port(config.serve.host)
+        serve.start(http_options={"host": config.serve.host, "port": port}, logging_config=QUIET)
     try:
         serve.run(application(config, made), name=config.name, logging_config=QUIET)
     except RayServeException as error:
@@ -144,6 +141,8 @@ def deploy(
     except RuntimeError as error:
         raise Unavailable(f"{config.name}: the deployment failed: {error}") from error
     url = _address()
+    if url is None:
+        raise Unavailable(f"{config.name}: Ray Serve stopped during the deployment; repeat it")
     _log.info("deployed", name=config.name, url=url)
     return url
 
@@ -188,10 +187,13 @@ def _absolute(config: Config) -> str:
     return config.root if "://" in config.root else str(Path(config.root).resolve())
 
 
-def _address() -> str:
-    """Where the proxy listens; a Serve instance that ran before keeps its own port."""
+def _address() -> str | None:
+    """Where the proxy of this cluster listens, None while Ray Serve does not run in it."""
     from ray.serve.context import _get_global_client
 
-    options = _get_global_client().http_config
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return None
+    options = client.http_config
     host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
     return f"http://{host}:{options.port}"

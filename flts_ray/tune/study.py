@@ -56,8 +56,7 @@ def run_study(
     folder = folder.resolve()
     plans = sample_trials(config.models, config.tune.seed)
     if not resume:
-        shutil.rmtree(folder / "artifacts", ignore_errors=True)
-        (folder / "spent.json").unlink(missing_ok=True)
+        clear_study(folder)
     logbook = Logbook(log, parent_run, folder) if log is not None else None
     recorder = Recorder(
         folder,
@@ -86,6 +85,12 @@ def run_study(
             result,
         ) from log_error
     return result
+
+
+def clear_study(folder: Path) -> None:
+    """Forget every trial of a study and the time it took."""
+    shutil.rmtree(folder / "artifacts", ignore_errors=True)
+    (folder / "spent.json").unlink(missing_ok=True)
 
 
 def _run_rest(

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from flts_ray.config import Config, ServeConfig, parse_config
+from flts_ray.errors import ConfigError
 from flts_ray.models import artifact
 from flts_ray.models.base import Task, fit_fully
 from flts_ray.prepare.arrays import windows_at
@@ -122,7 +123,8 @@ def a_request() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster() -> Iterator[Path]:
+    """A local cluster; yields its folder."""
     import ray
     from ray import serve
 
@@ -140,7 +142,7 @@ def ray_cluster() -> Iterator[None]:
         logging_level="warning",
         _temp_dir=folder,
     )
-    yield
+    yield Path(folder)
     serve.shutdown()
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
@@ -167,7 +169,7 @@ def config(root: Path) -> Config:
 
 
 @pytest.fixture(scope="module")
-def url(ray_cluster: None, config: Config, root: Path) -> Iterator[str]:
+def url(ray_cluster: Path, config: Config, root: Path) -> Iterator[str]:
     """The deployment, at first without a champion."""
     yield deployment.deploy(config, "unused", partial(FolderSource, root))
     deployment.undeploy("demo")
@@ -302,3 +304,23 @@ def test_the_state_counts_replicas(url: str) -> None:
     assert state is not None
     assert state.status == "RUNNING"
     assert state.replicas == {"RUNNING": 1}
+
+
+def test_requests_are_not_logged_one_by_one(url: str, ray_cluster: Path) -> None:
+    assert httpx.post(f"{url}/v1/forecast", json=a_request()).status_code == 200
+    logs = list((ray_cluster / "session_latest" / "logs" / "serve").glob("*.log"))
+    assert {log.name.partition("_")[0] for log in logs} >= {"proxy", "replica"}
+    assert not [log.name for log in logs if "POST /v1/forecast" in log.read_text()]
+
+
+def test_the_declarative_entry_builds_the_application(config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "demo.yaml"
+    path.write_text(json.dumps(config.model_dump(mode="json", include={"name", "root", "data"})))
+    made = deployment.app_builder(
+        {"config": str(path), "set": ["serve.max_replicas=3"], "mlflow_uri": "http://127.0.0.1:1"}
+    )
+    scaling = made._bound_deployment._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, 3)
+    for args, problem in (({}, "args.config"), ({"config": str(path)}, "args.mlflow_uri")):
+        with pytest.raises(ConfigError, match=problem):
+            deployment.app_builder(args)

@@ -256,7 +256,7 @@ def test_calendar_harmonics_tell_weekdays_apart() -> None:
     data = seasonal_set(n_series=1, covariates=False)
     windows = windows_at(data, np.array([0]), np.array([100]), 2, 5)
     names = ("weekday_sin", "weekday_cos")
-    layout = Layout((2,), 0, 2, 5, 7, names, np.zeros(0), np.ones(0))
+    layout = Layout((2,), 0, 2, 5, 7, names, np.zeros(0), np.ones(0), names)
     columns = future_features(replace(windows, future=future), layout)[0]
     assert columns.shape == (5, 6)
     for power in (2, 3):

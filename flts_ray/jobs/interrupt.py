@@ -1,0 +1,19 @@
+"""SIGTERM as a stop that can be unwound.
+
+Design choices: in a module of its own, because a command sets it before it imports anything
+heavy, so that a start is interrupted as cleanly as the rest.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+def interrupt_on_sigterm() -> None:
+    """A terminated command stops like Ctrl-C: partial results kept, services closed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
