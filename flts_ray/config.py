@@ -26,6 +26,7 @@ from flts_ray.schema import (
     FrequencyText,
     IntRange,
     LogUniform,
+    Moment,
     Section,
     Share,
     TimeZone,
@@ -67,6 +68,8 @@ class DataConfig(Section):
     """Local zone of the load, for calendar features."""
     stamp_time_zone: TimeZone | None = None
     """Zone of stamps written without an offset; None: `time_zone`."""
+    until: Moment | None = None
+    """ISO 8601; rows at or after this moment are left out. Without an offset: `time_zone`."""
 
     @model_validator(mode="after")
     def _layout(self) -> DataConfig:

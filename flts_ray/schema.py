@@ -6,10 +6,11 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from datetime import date, datetime
 from typing import Annotated, Any, get_args
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from flts_ray.errors import ConfigError
 from flts_ray.panel import Frequency
@@ -47,6 +48,18 @@ def _known_frequency(text: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _iso_moment(raw: object) -> object:
+    """YAML reads unquoted stamps as dates; all of them become ISO 8601 text."""
+    text = raw.isoformat() if isinstance(raw, date) else raw
+    if isinstance(text, str):
+        try:
+            datetime.fromisoformat(text)
+        except ValueError:
+            raise ValueError("write an ISO 8601 date or time, such as 2024-03-31") from None
+    return text
+
+
+Moment = Annotated[str, BeforeValidator(_iso_moment)]
 Address = Annotated[str, AfterValidator(_expand)]
 FrequencyText = Annotated[str, AfterValidator(_known_frequency)]
 TimeZone = Annotated[str, AfterValidator(_known_zone)]

@@ -11,7 +11,9 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
@@ -65,7 +67,9 @@ def bucket_of(unique_id: str, buckets: int) -> int:
 def split_input(plan: Plan, index: int) -> dict[str, Any]:
     """Spill one input into pieces by bucket. Returns its pieces and rows, JSON-ready."""
     store = Store.open(plan.root)
-    batches = read_batches(plan.inputs[index], plan.data, order_base=index * ORDER_PER_INPUT)
+    batches = before(
+        read_batches(plan.inputs[index], plan.data, order_base=index * ORDER_PER_INPUT), plan.data
+    )
     pieces, rows = [], 0
     for number, (bucket, table) in enumerate(split_batches(batches, plan.buckets)):
         key = f"{plan.spill}/{bucket:05d}/{index:06d}-{number:06d}.arrow"
@@ -73,6 +77,20 @@ def split_input(plan: Plan, index: int) -> dict[str, Any]:
         pieces.append([bucket, key])
         rows += len(table)
     return {"index": index, "rows": rows, "pieces": pieces}
+
+
+def before(batches: Iterable[pa.Table], data: DataConfig) -> Iterator[pa.Table]:
+    """Only rows before `data.until`, all of them without one."""
+    if data.until is None:
+        yield from batches
+        return
+    moment = datetime.fromisoformat(data.until)
+    end = moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(data.time_zone))
+    limit = pa.scalar(end, pa.timestamp("us", tz="UTC"))
+    for batch in batches:
+        # A row without a stamp stays, to be counted where rows are repaired.
+        kept = pc.fill_null(pc.less(batch["ds"], limit), True)
+        yield batch.filter(kept)
 
 
 def split_batches(

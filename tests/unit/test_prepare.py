@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flts_ray.config import Config
+from flts_ray.config import Config, parse_config
 from flts_ray.errors import ArtifactError, ConfigError, DataError
 from flts_ray.panel import steps_after
 from flts_ray.prepare.arrays import origins_in
@@ -229,3 +229,22 @@ def test_an_empty_static_column_is_unknown(config: Config, tmp_path: Path) -> No
     made = prepare(config)
     assert made.manifest.categories == {"region": ["north", "west"]}
     assert made.arrays(["s1", "s2", "s3"]).static[:, 1].tolist() == [1.0, -1.0, -1.0]
+
+
+def test_rows_at_and_after_until_are_left_out(tmp_path: Path) -> None:
+    rows = "\n".join(
+        f"2024-01-{1 + h // 24:02d} {h % 24:02d}:00,{h % 24 + h / 100}" for h in range(600)
+    )
+    (tmp_path / "load.csv").write_text(f"ds,y\n{rows}\n")
+    raw = {
+        "name": "cut",
+        "root": str(tmp_path / "store"),
+        "data": {
+            "path": str(tmp_path / "load.csv"),
+            "time_zone": "Europe/Berlin",
+            "until": "2024-01-21",
+        },
+        "task": {"horizon": 6},
+    }
+    data = prepare(parse_config(raw)).arrays()
+    assert data.lengths.tolist() == [480]
