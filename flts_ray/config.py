@@ -198,6 +198,10 @@ class ServeConfig(Section):
     max_replicas: int = Field(2, ge=1)
     cpus_per_replica: float = Field(0.5, ge=0)
     target_ongoing_requests: float = Field(8, gt=0)
+    upscale_delay_s: float = Field(5.0, ge=0)
+    """Seconds of overload before a replica is added."""
+    downscale_delay_s: float = Field(120.0, ge=0)
+    """Seconds of quiet before one is taken away."""
     max_ongoing_requests: int = Field(64, ge=1)
     max_queued_requests: int = Field(256, ge=1)
     max_batch: int = Field(256, ge=1)

@@ -33,6 +33,7 @@ from flts_ray.serve.refresh import ModelSource, Refresher
 
 DEPLOYMENT = "forecaster"
 DRAIN_S = 20.0
+LOOK_BACK_S = 12.0
 QUIET = {"enable_access_log": False}
 _log = structlog.get_logger("flts_ray.serve")
 
@@ -82,6 +83,10 @@ def application(config: Config, make_source: Callable[[], ModelSource]) -> serve
                 "min_replicas": limits.min_replicas,
                 "max_replicas": limits.max_replicas,
                 "target_ongoing_requests": limits.target_ongoing_requests,
+                "upscale_delay_s": limits.upscale_delay_s,
+                "downscale_delay_s": limits.downscale_delay_s,
+                # Shorter than Serve's own, whose half minute would outlast the delay above.
+                "look_back_period_s": LOOK_BACK_S,
             }
         }
     deployment = serve.deployment(

@@ -324,3 +324,40 @@ def test_the_declarative_entry_builds_the_application(config: Config, tmp_path: 
     for args, problem in (({}, "args.config"), ({"config": str(path)}, "args.mlflow_uri")):
         with pytest.raises(ConfigError, match=problem):
             deployment.app_builder(args)
+
+
+def test_replicas_follow_the_load_between_their_bounds(
+    url: str, config: Config, root: Path
+) -> None:
+    limits = config.serve.model_copy(
+        update={
+            "max_replicas": 2,
+            "target_ongoing_requests": 0.5,
+            "upscale_delay_s": 0.0,
+            "downscale_delay_s": 0.0,
+        }
+    )
+    elastic = config.model_copy(update={"serve": limits})
+    address = deployment.deploy(elastic, "unused", partial(FolderSource, root))
+    deployment.wait_ready(address, 60)
+
+    async def scale_up() -> Load:
+        async with callers(address, a_request(), count=8) as load:
+            end = time.monotonic() + 90
+            while running() < 2:
+                assert time.monotonic() < end, load.outcomes
+                await asyncio.sleep(0.5)
+        return load
+
+    load = asyncio.run(scale_up())
+    assert set(load.outcomes) == {"200"}
+    end = time.monotonic() + 90
+    while running() > 1:
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    assert httpx.post(f"{address}/v1/forecast", json=a_request()).status_code == 200
+
+
+def running() -> int:
+    state = deployment.status("demo")
+    return 0 if state is None else state.replicas.get("RUNNING", 0)
