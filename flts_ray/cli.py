@@ -18,10 +18,10 @@ from rich.console import Console
 
 import flts_ray
 from flts_ray.config import Config, load_config
-from flts_ray.errors import DataError, FltsError
+from flts_ray.errors import DataError, FltsError, GateRefused
 
 if TYPE_CHECKING:
-    from flts_ray.evaluate.finalists import Judged
+    from flts_ray.evaluate.scoreboard import Scoreboard
     from flts_ray.services import Services
 
 WIDE = 160
@@ -46,9 +46,9 @@ app = typer.Typer(
     name="flts",
     cls=Commands,
     help="Forecasts of load time series: prepare, train, judge, promote, serve.",
-    epilog="Example: [cyan]flts init load.csv && flts train && flts serve[/]  "
-    "Exit codes: 0 done, 2 bad configuration or data, 3 refused by the gate, 4 somebody else was "
-    "first, 5 a service or champion is missing, 130 interrupted.",
+    epilog="Example: [cyan]flts init load.csv && flts train && flts serve[/]"
+    "\n\nExit codes: 0 done, 2 bad configuration or data, 3 refused by the gate, 4 somebody else "
+    "was first, 5 a service or champion is missing, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -119,8 +119,10 @@ def _say() -> Any:
 
 @app.command(epilog="Example: [cyan]flts init load.csv --output flts.yaml[/]")
 def init(
-    file: Annotated[Path, typer.Argument(help="Your CSV or Parquet file.")],
-    output: Annotated[Path, typer.Option("--output", "-o")] = DEFAULT_CONFIG,
+    file: Annotated[str, typer.Argument(help="Your CSV or Parquet file; or a folder of them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = (
+        DEFAULT_CONFIG
+    ),
     name: Annotated[str | None, typer.Option(help="Model name; from the file by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUTPUT.")] = False,
 ) -> None:
@@ -129,7 +131,11 @@ def init(
 
     if output.exists() and not force:
         raise DataError(f"{output} exists; choose another --output, or --force to overwrite it")
-    output.write_text(propose(file, name or model_name(file)), encoding="utf-8")
+    text = propose(file, name or model_name(file))
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"--output {output}: {error.strerror}; choose another file") from None
     print(f"{output} written; check its guesses, then: flts train --config {output}")
 
 
@@ -140,11 +146,12 @@ def prepare(
     force: Annotated[bool, typer.Option("--force", help="Prepare again.")] = False,
 ) -> None:
     """Repair, split and describe the input; done at once if nothing changed."""
+    loaded = _load(config, overrides)
     from flts_ray.pipeline import run_prepare
     from flts_ray.report import quarantine_table
 
     with _say() as narrator:
-        prepared = run_prepare(_load(config, overrides), narrator, force=force)
+        prepared = run_prepare(loaded, narrator, force=force)
     if prepared.manifest.quarantine:
         _console().print(quarantine_table(prepared.quarantine()))
     print(prepared.location)
@@ -158,33 +165,34 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Prepare again.")] = False,
 ) -> None:
     """Prepare, tune, judge, and promote if the gate lets the best model pass."""
-    from flts_ray.jobs.train import exit_code, run
-
     loaded = _load(config, overrides)
+    from flts_ray.jobs.train import run
+
     with _say() as narrator:
         report = run(loaded, narrator, resume=resume, force=force)
-    _show(report.judged, loaded, report.candidate)
+    _show(report.boards, loaded, report.candidate, report.champion_name)
     print(report.decision.reason)
-    raise typer.Exit(exit_code(loaded, report))
+    if not report.promoted:
+        raise typer.Exit(GateRefused.exit_code)
 
 
-def _show(judged: Sequence[Judged], config: Config, chosen: str) -> None:
+def _show(boards: Sequence[Scoreboard], config: Config, chosen: str, champion: str) -> None:
     from flts_ray.report import candidates_table
 
-    boards = [one.board for one in judged]
-    _console().print(candidates_table(boards, config.judge.score, chosen, config.data.units))
+    table = candidates_table(boards, config.judge.score, chosen, config.data.units, champion)
+    _console().print(table)
 
 
 @app.command(epilog="Example: [cyan]flts backtest -c configs/lte.yaml --set judge.stride=1[/]")
 def backtest(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
     """Judge the models of the finished study, and the champion, on the test span."""
-    from flts_ray.jobs.session import open_session
-    from flts_ray.pipeline import judge_again
-
     loaded = _load(config, overrides)
+    from flts_ray.jobs.session import open_session
+    from flts_ray.pipeline import boards, judge_again
+
     with _say() as narrator, open_session(loaded) as services:
         judged, champion = judge_again(loaded, services, narrator)
-    _show([*judged, *([champion] if champion else [])], loaded, "")
+    _show(boards(judged, champion), loaded, "", champion.name if champion else "")
 
 
 @app.command(epilog="Example: [cyan]flts promote 3 -c configs/demo.yaml[/]")
@@ -194,15 +202,15 @@ def promote(
     overrides: SetOption = None,
 ) -> None:
     """Judge a registered version against the champion of now; promote it if the gate agrees."""
+    loaded = _load(config, overrides)
     from flts_ray.jobs.session import open_session
     from flts_ray.pipeline import run_prepare
     from flts_ray.promote import promote_version
 
-    loaded = _load(config, overrides)
     with _say() as narrator, open_session(loaded) as services:
-        data = run_prepare(loaded, narrator).arrays()
+        prepared = run_prepare(loaded, narrator)
         now = datetime.now(UTC)
-        print(promote_version(loaded, services, data, version, now, narrator).reason)
+        print(promote_version(loaded, services, prepared, version, now, narrator).reason)
 
 
 @app.command(epilog='Example: [cyan]flts rollback -c configs/demo.yaml --reason "bad nights"[/]')
@@ -212,9 +220,10 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
 ) -> None:
     """Make the previous champion champion again; twice goes forward again."""
+    loaded = _load(config, overrides)
     from flts_ray.jobs.session import open_session
 
-    with open_session(_load(config, overrides)) as services:
+    with open_session(loaded) as services:
         entry = services.registry().rollback(datetime.now(UTC), reason)
     print(f"champion is version {entry.champion}, previous is version {entry.previous}")
 
@@ -226,11 +235,11 @@ def history(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """List promotions, rollbacks and the decisions behind them."""
+    loaded = _load(config, overrides)
     from flts_ray.promotions import PromotionLog
     from flts_ray.report import history_lines, history_table
     from flts_ray.store import Store
 
-    loaded = _load(config, overrides)
     entries = PromotionLog(Store.open(loaded.root), loaded.name).entries()
     if as_json:
         for line in history_lines(entries):
@@ -244,9 +253,9 @@ def history(
 @app.command(epilog="Example: [cyan]flts serve -c configs/demo.yaml --set serve.port=8080[/]")
 def serve(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
     """Serve the champion over HTTP until Ctrl-C; on a running cluster, deploy and leave."""
+    loaded = _load(config, overrides)
     from flts_ray.jobs.serve import deploy_to_cluster, joins_a_cluster, serve_until
 
-    loaded = _load(config, overrides)
     with _say() as narrator:
         if joins_a_cluster(loaded):
             print(deploy_to_cluster(loaded, narrator))
@@ -255,18 +264,17 @@ def serve(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) ->
 
 
 def _until_interrupted(url: str, services: Services) -> None:
-    import threading
-
+    from flts_ray.jobs.interrupt import wait_for_interrupt
     from flts_ray.report import addresses_table
 
     _console().print(addresses_table(url, services.mlflow_uri, services.dashboard))
     print("serving; Ctrl-C stops everything", flush=True)
-    threading.Event().wait()
+    wait_for_interrupt()
 
 
 @app.command(
-    epilog="Examples: [cyan]flts forecast -c flts.yaml --input new.csv --output out.csv[/]  "
-    "[cyan]flts forecast -c flts.yaml --series cell-17[/]"
+    epilog="Example: [cyan]flts forecast -c flts.yaml --input new.csv --output out.csv[/]"
+    "\n\nExample: [cyan]flts forecast -c flts.yaml --series cell-17[/]"
 )
 def forecast(
     config: ConfigOption = DEFAULT_CONFIG,
@@ -287,12 +295,15 @@ def forecast(
     ] = None,
 ) -> None:
     """Forecast with the champion, from a file or from the end of the prepared data."""
+    loaded = _load(config, overrides)
+    from flts_ray.jobs.answers import check_output, write_answers
     from flts_ray.jobs.forecast import forecast as ask
-    from flts_ray.jobs.forecast import write_answers
     from flts_ray.report import forecast_table
 
+    if output is not None:
+        check_output(output)
     answers = ask(
-        _load(config, overrides),
+        loaded,
         series=series or (),
         path=file,
         origin=origin,
@@ -309,25 +320,29 @@ def forecast(
 @app.command(epilog="Example: [cyan]flts status -c configs/demo.yaml[/]")
 def status(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
     """Show what was prepared, tried, promoted, and what runs."""
+    loaded = _load(config, overrides)
     from flts_ray.jobs.status import status_of
     from flts_ray.report import status_table
 
-    _console().print(status_table(status_of(_load(config, overrides))))
+    _console().print(status_table(status_of(loaded)))
 
 
-@app.command(epilog="Examples: [cyan]flts demo[/]  [cyan]flts demo --exit[/]")
+@app.command(epilog="Example: [cyan]flts demo --exit[/]")
 def demo(
-    config: Annotated[Path, typer.Option("--config", "-c")] = Path("configs/demo.yaml"),
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="The demo's own; its root may be changed.")
+    ] = Path("configs/demo.yaml"),
     overrides: SetOption = None,
     leave: Annotated[
         bool, typer.Option("--exit", help="Leave after the forecast instead of serving on.")
     ] = False,
 ) -> None:
     """A year of electricity demand: prepare, tune, judge, promote, serve, one forecast."""
+    loaded = _load(config, overrides)
     from flts_ray.jobs.demo import run_demo
 
     with _say() as narrator:
-        run_demo(_load(config, overrides), narrator, _console(), leave=leave)
+        run_demo(loaded, narrator, _console(), leave=leave)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from types import TracebackType
 import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
 
 from flts_ray.tune.progress import StudyProgress, StudyView
 
@@ -29,7 +31,14 @@ class ConsoleNarrator:
 
     def step(self, title: str, detail: str = "") -> None:
         self.clear()
-        self.console.print(f"[bold cyan]{title:<9}[/] {detail}", highlight=False)
+        if not self.console.is_terminal:
+            self.console.print(Text(f"{title:<9} {detail}".rstrip()), soft_wrap=True)
+            return
+        line = Table.grid(padding=(0, 1))
+        line.add_column(style="bold cyan", min_width=9, no_wrap=True)
+        line.add_column(overflow="fold")
+        line.add_row(Text(title), Text(detail))
+        self.console.print(line)
 
     def stage(self, name: str, done: int, total: int) -> None:
         if not self.console.is_terminal:

@@ -96,7 +96,7 @@ def _time_axis(axes: Any, zone: ZoneInfo) -> None:
     locator = AutoDateLocator(tz=zone, maxticks=10)
     # The format of a tick, by what it marks: year, month, day, hour, minute, second.
     formats = ["%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M", "%H:%M:%S"]
-    starts = ["", "%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M"]
+    starts = ["", "%Y", "1 %b %Y", "%d %b", "%H:%M", "%H:%M"]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(
         ConciseDateFormatter(

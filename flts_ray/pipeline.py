@@ -9,13 +9,13 @@ done: the tracking run holds everything by then.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from flts_ray.config import Config
-from flts_ray.errors import Unavailable
+from flts_ray.errors import DataError, Unavailable
 from flts_ray.evaluate.finalists import Finalist, Judged, best_on_validation, check_comparable
 from flts_ray.evaluate.gate import Decision
 from flts_ray.evaluate.scoreboard import Scoreboard, comparison_table
@@ -62,19 +62,37 @@ class TrainReport:
         """The trial that was put before the gate."""
         return self.decision.candidate
 
+    @property
+    def boards(self) -> list[Scoreboard]:
+        """What to show: the trials, and the champion of before unless the candidate is it."""
+        return boards(self.judged, None if self._found_again else self.champion)
+
+    @property
+    def champion_name(self) -> str:
+        """The name in `boards` of the champion of before; empty if there was none."""
+        if self.champion is None:
+            return ""
+        return self.candidate if self._found_again else self.champion.name
+
+    @property
+    def _found_again(self) -> bool:
+        known = self.champion
+        return known is not None and known.finalist.version == self.version.version
+
 
 def train(
     config: Config,
     services: Services,
     narrator: Narrator,
-    now: datetime,
+    clock: Callable[[], datetime],
     *,
     resume: bool = False,
     force: bool = False,
 ) -> TrainReport:
     """Run everything up to the promotion or its refusal (which is no error here).
 
-    Raises FltsError subclasses for what stops the run, StudyInterrupted on Ctrl-C.
+    clock: says when it was decided, which may be long after the start. Raises FltsError
+    subclasses for what stops the run, StudyInterrupted on Ctrl-C.
     """
     prepared = run_prepare(config, narrator, force=force)
     data = prepared.arrays()
@@ -91,6 +109,7 @@ def train(
         judged, champion = judge_together(config, services, data, finalists, narrator)
         candidate = judged[chosen]
         log_judged(runs, judged)
+        now = clock()
         verdict = verdict_on(
             config, data, candidate, champion,
             decide(config, data, candidate, champion, judged, now),
@@ -158,14 +177,16 @@ def run_tuning(
 def finalists_of(config: Config, study: StudyResult) -> list[Finalist]:
     """The best trial of each kind on validation.
 
-    Raises Unavailable, with what went wrong, if no trial of the gate's baseline is usable.
+    Raises DataError, with what went wrong, if no trial of the gate's baseline is usable.
     """
     best = study.best_per_kind()
     if config.gate.baseline not in best:
         errors = sorted({f"{o.trial_id}: {o.error}" for o in study.outcomes if o.error})
-        raise Unavailable(
-            f"gate.baseline: no usable trial of {config.gate.baseline!r}, which every decision "
-            "compares with:\n  " + "\n  ".join(errors[:5])
+        raise DataError(
+            f"no usable trial of {config.gate.baseline!r}, the baseline of every decision; correct "
+            "what its trials complain about, then train again",
+            field="gate.baseline",
+            problems=errors[:5] or ["none has ended yet; `flts train --resume` goes on"],
         )
     return [
         Finalist(o.trial_id, artifact.load(o.artifact), o.artifact, o.run_id, o.valid_score)

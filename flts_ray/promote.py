@@ -221,7 +221,7 @@ def conclude(
         narrator.step(
             "Parity",
             f"{found.windows} windows over HTTP: "
-            + (found.reason or f"equal to {found.max_relative_difference:.1g} relative"),
+            + (found.reason or f"at most {found.max_relative_difference:.1g} relative difference"),
         )
     if verdict.decision.accepted:
         registry.promote(version.version, record, verdict.expected, now)
@@ -286,10 +286,10 @@ def seen_test_span(version: ModelVersion, prepared: PreparedSet, data: SeriesArr
         return None
     try:
         known = open_prepared(prepared.root, version.prepared_hash).arrays()
-    except ArtifactError as error:
+    except ArtifactError:
         return (
-            f"it was fitted on other data, and whether those hold the test span cannot be seen "
-            f"({error}); train on the present data"
+            f"it was fitted on the prepared set {version.prepared_hash[:16]}, which cannot be "
+            "read, so nobody can tell whether it has seen the test span; train on the present data"
         )
     position = known.stats.row_of
     common = np.array([i for i, name in enumerate(data.ids) if name in position], dtype=np.int64)

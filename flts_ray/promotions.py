@@ -142,6 +142,11 @@ class PromotionLog:
             raise ArtifactError(f"{key}: the decision was altered; restore it from a backup")
         return dict(json.loads(body))
 
+    def decisions(self) -> dict[str, dict[str, Any]]:
+        """Every record, accepted and refused, by its key; in the order they were made."""
+        found = {info.key: self.decision(info.key) for info in self._store.list(self._decisions)}
+        return dict(sorted(found.items(), key=lambda one: str(one[1].get("created_at", ""))))
+
     def _decision_key(self, body: bytes) -> str:
         return f"{self._decisions}/{hashlib.sha256(body).hexdigest()[:32]}.json"
 

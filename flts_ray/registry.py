@@ -172,6 +172,10 @@ class Registry:
         """A recorded decision. Raises ArtifactError if it was altered."""
         return self._log.decision(key)
 
+    def decisions(self) -> dict[str, dict[str, Any]]:
+        """Every recorded decision, accepted and refused, by its key; oldest first."""
+        return self._log.decisions()
+
     def repair(self) -> list[str]:
         """Make the aliases follow the newest entry; return those that had to change.
 

@@ -2,27 +2,30 @@
 
 Design choices: it is the ordinary pipeline on the ordinary configuration; only the input file
 and the one forecast that is drawn are made here; the drawn window lies in the test span, so that
-what really happened can be drawn beside it and no model has seen it.
+what really happened can be drawn beside it and no model has seen it; a study that was run before
+is taken up again, so that a second demo is a matter of seconds.
 """
 
 from __future__ import annotations
 
 import csv
-import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 from rich.console import Console
 
 from flts_ray.config import Config
-from flts_ray.errors import Unavailable
-from flts_ray.jobs.serve import serving
+from flts_ray.errors import GateRefused, Unavailable
+from flts_ray.jobs.forecast import ForecastApi
+from flts_ray.jobs.interrupt import wait_for_interrupt
+from flts_ray.jobs.serve import check_served, serving
 from flts_ray.jobs.session import open_session
-from flts_ray.panel import steps_after
+from flts_ray.local.process import free_port
+from flts_ray.panel import US_PER_DAY, steps_after
 from flts_ray.picture import Picture, draw
 from flts_ray.pipeline import train
 from flts_ray.prepare.arrays import SeriesArrays
@@ -105,15 +108,6 @@ def _columns(names: tuple[str, ...], values: np.ndarray) -> dict[str, list[float
     return dict(zip(names, values.T.tolist(), strict=True))
 
 
-def fetch(url: str, request: dict[str, Any]) -> dict[str, Any]:
-    """One forecast over HTTP. Raises Unavailable with what the API said."""
-    answer = httpx.post(f"{url}/v1/forecast", json=request, timeout=30.0)
-    if answer.status_code != httpx.codes.OK:
-        raise Unavailable(f"{url}/v1/forecast answered {answer.status_code}: {answer.text}")
-    found: dict[str, Any] = answer.json()
-    return found
-
-
 def picture_of(answer: dict[str, Any], window: Window, config: Config) -> Picture:
     """What to draw for an answer: a few days of history, bands, and what happened."""
     forecast, model = answer["forecasts"][0], answer["model"]
@@ -122,8 +116,7 @@ def picture_of(answer: dict[str, Any], window: Window, config: Config) -> Pictur
         [np.datetime64(datetime.fromisoformat(text).astimezone(UTC).replace(tzinfo=None), "us")
          for text in forecast["ds"]]
     ).astype(np.int64)  # fmt: skip
-    step = int(ds_us[1] - ds_us[0])
-    shown = min(len(window.history), DAYS_SHOWN * 86_400_000_000 // step)
+    shown = int((window.history_us >= ds_us[0] - DAYS_SHOWN * US_PER_DAY).sum())
     return Picture(
         title=f"{forecast['unique_id']}: {len(ds_us)} steps ahead by {model['kind']}, "
         f"champion version {model['version']}",
@@ -142,29 +135,45 @@ def picture_of(answer: dict[str, Any], window: Window, config: Config) -> Pictur
 
 
 def run_demo(config: Config, narrator: Narrator, console: Console, *, leave: bool) -> None:
-    """The whole demo; serves until Ctrl-C unless `leave`."""
+    """The whole demo; serves until Ctrl-C unless `leave`.
+
+    Raises GateRefused if no model ever passed the gate, Conflict if a demo is being served.
+    """
+    check_served(config)
     write_input(Path(str(config.data.path)))
     with open_session(config, ray=True) as services:
-        report = train(config, services, narrator, datetime.now(UTC), resume=True)
-        boards = [one.board for one in report.judged]
-        table = candidates_table(boards, config.judge.score, report.candidate, config.data.units)
+        report = train(config, services, narrator, partial(datetime.now, UTC), resume=True)
+        table = candidates_table(
+            report.boards,
+            config.judge.score,
+            report.candidate,
+            config.data.units,
+            report.champion_name,
+        )
         console.print(table)
         console.print(report.decision.reason, highlight=False)
-        with serving(config, services, narrator) as url:
+        if not report.promoted and report.champion is None:
+            raise GateRefused(f"{report.candidate} was refused, so there is no champion to serve")
+        with serving(on_a_free_port(config), services, narrator) as url:
             wait_ready(url)
             path = show_forecast(config, report.prepared.arrays(), url, services.folder)
             narrator.step("Forecast", f"drawn in {path}")
             console.print(addresses_table(url, services.mlflow_uri, services.dashboard))
             if not leave:
                 console.print("serving; Ctrl-C stops everything")
-                threading.Event().wait()
+                wait_for_interrupt()
+
+
+def on_a_free_port(config: Config) -> Config:
+    """The configuration with another port where its own is taken."""
+    port = free_port(config.serve.host, config.serve.port)
+    return config.model_copy(update={"serve": config.serve.model_copy(update={"port": port})})
 
 
 def show_forecast(config: Config, data: SeriesArrays, url: str, folder: Path) -> Path:
     """Fetch one forecast over HTTP and draw it beside what happened."""
-    described = httpx.get(f"{url}/v1/model", timeout=10.0).json()
-    window = demo_window(data, int(described["lookback"]), config.task.horizon)
-    answer = fetch(url, window.request)
+    api = ForecastApi(url)
+    window = demo_window(data, int(api.get("/v1/model")["lookback"]), config.task.horizon)
     path = folder / "forecast.png"
-    draw(picture_of(answer, window, config), path)
+    draw(picture_of(api.ask(window.request), window, config), path)
     return path

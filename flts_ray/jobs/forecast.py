@@ -7,6 +7,7 @@ answer; what is refused is refused with the API's own words.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -53,10 +54,24 @@ def forecast(
         if origin is not None:
             bodies = [body | {"origin": origin} for body in bodies]
         try:
-            return [api.ask(common | {"series": part}) for part in parts(bodies)]
+            return [_asked(api, common, part) for part in parts(bodies)]
         except DataError as refusal:
-            reasons = _why_unknown(config, series) if refusal.field_ends("unique_id") else ()
+            unknown = (refusal.field or "").endswith("unique_id")
+            reasons = _why_unknown(config, series) if unknown else ()
             raise DataError(str(refusal), field=refusal.field, problems=reasons) from None
+
+
+def _asked(api: ForecastApi, common: dict[str, Any], part: list[dict[str, Any]]) -> dict[str, Any]:
+    """Ask for some series; a refusal names the one it is about, not its place in the request."""
+
+    def name(found: re.Match[str]) -> str:
+        return f"{part[int(found[1])]['unique_id']}: "
+
+    try:
+        return api.ask(common | {"series": part})
+    except DataError as refusal:
+        text = re.sub(r"^series\[(\d+)\]\.", name, str(refusal))
+        raise DataError(text, field=refusal.field) from None
 
 
 class ForecastApi:

@@ -7,6 +7,7 @@ heavy, so that a start is interrupted as cleanly as the rest.
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType
 
 
@@ -17,3 +18,8 @@ def interrupt_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+
+
+def wait_for_interrupt() -> None:
+    """Return never; Ctrl-C and SIGTERM raise from here."""
+    threading.Event().wait()

@@ -8,15 +8,15 @@ command it serves until Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from flts_ray.config import Config, load_config
 from flts_ray.errors import ConfigError, Conflict, FltsError
 from flts_ray.jobs.announce import announce, announced
-from flts_ray.jobs.interrupt import interrupt_on_sigterm
+from flts_ray.jobs.interrupt import interrupt_on_sigterm, wait_for_interrupt
 from flts_ray.jobs.session import (
     cluster_address,
     local_folder,
@@ -25,6 +25,7 @@ from flts_ray.jobs.session import (
 )
 from flts_ray.local.process import free_port
 from flts_ray.narrate import LogNarrator, set_up_logging
+from flts_ray.promotions import PromotionLog
 from flts_ray.services import Narrator, Services
 
 
@@ -33,11 +34,15 @@ def joins_a_cluster(config: Config) -> bool:
     return cluster_address(config) is not None
 
 
-def check_free(config: Config) -> None:
-    """Raises Conflict if the model is served from this folder, or the port is taken."""
+def check_served(config: Config) -> None:
+    """Raises Conflict if a command serves the model from this folder."""
     running = announced(local_folder(config), config.name).get("api")
     if running is not None:
         raise Conflict(f"{config.name} is served at {running} already; stop that first")
+
+
+def check_port(config: Config) -> None:
+    """Raises Conflict if the port is taken, before anything is started for it."""
     host, port = config.serve.host, config.serve.port
     if port and free_port(host, port) != port:
         raise Conflict(
@@ -51,7 +56,10 @@ def serving(config: Config, services: Services, narrator: Narrator) -> Iterator[
     """The forecast API in the cluster this process has joined; yields its address."""
     from flts_ray.serve.deployment import deploy, undeploy
 
+    _quieten_serve()
     narrator.step("Serve", f"starting {config.serve.min_replicas} replica(s)")
+    if PromotionLog(services.store, config.name).newest() is None:
+        narrator.step("Waiting", "no champion yet; it is served as soon as `flts train` made one")
     url = deploy(config, services.mlflow_uri)
     addresses = {"api": url}
     if services.dashboard:
@@ -70,9 +78,10 @@ def serve_until(
 ) -> None:
     """Serve on a cluster started for the command until `wait` returns or is interrupted.
 
-    Raises Conflict like `check_free`.
+    Raises Conflict like `check_served` and `check_port`.
     """
-    check_free(config)
+    check_served(config)
+    check_port(config)
     with (
         open_session(config, ray=True) as services,
         serving(config, services, narrator) as url,
@@ -92,6 +101,7 @@ def deploy_to_cluster(config: Config, narrator: Narrator) -> str:
         )
     from flts_ray.serve.deployment import deploy
 
+    _quieten_serve()
     with open_session(config, ray=True) as services:
         url = deploy(config, services.mlflow_uri)
         narrator.step("Deployed", url)
@@ -107,11 +117,17 @@ def remove_from_cluster(config: Config) -> None:
     with ray_cluster(config):
         from flts_ray.serve.deployment import undeploy
 
+        _quieten_serve()
         undeploy(config.name)
 
 
+def _quieten_serve() -> None:
+    """What Ray Serve tells of each step is told by the narrator; importing it resets the level."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+
 def _wait_for_ever(url: str, services: Services) -> None:
-    threading.Event().wait()
+    wait_for_interrupt()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

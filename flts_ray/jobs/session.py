@@ -21,26 +21,12 @@ from flts_ray.config import Config
 from flts_ray.errors import ConfigError, Unavailable
 from flts_ray.local.mlflow_server import answers
 from flts_ray.local.process import free_port
+from flts_ray.local.ray_environment import set_for_ray
 from flts_ray.local.shared_mlflow import SharedMlflow
 from flts_ray.services import Services
 from flts_ray.store import Store
 
 MLFLOW_PORT = 5000
-DRIVER_ENV = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_SERVE_LOG_TO_STDERR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-}
-LOCAL_CLUSTER_ENV = {
-    # A cluster on the loopback interface of one user needs no token; set it to override.
-    "RAY_AUTH_MODE": "disabled",
-    # Workers at Ray's default niceness lose against everything else on a small machine.
-    "RAY_worker_niceness": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Two OpenMP threads a process are slower than one as soon as both cores are busy.
-    "OMP_NUM_THREADS": "1",
-}
 
 
 def local_folder(config: Config) -> Path:
@@ -142,7 +128,7 @@ def ray_cluster(config: Config) -> Iterator[str | None]:
     address = cluster_address(config)
     if address is not None:
         _probe(address)
-    _set_environment(DRIVER_ENV if address else DRIVER_ENV | LOCAL_CLUSTER_ENV)
+    set_for_ray(starts_cluster=address is None)
     import ray
 
     if ray.is_initialized():
@@ -164,15 +150,11 @@ def _connect(config: Config, address: str | None) -> str:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         what = f"the Ray cluster at {address} cannot be joined" if address else "Ray did not start"
         raise Unavailable(f"{what}: {error}") from error
+    except SystemExit as stop:  # Ray's own handler of SIGTERM, which it sets meanwhile
+        raise KeyboardInterrupt from stop
     finally:
-        # Ray replaces the handler by one that leaves in the middle of whatever runs.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
-
-
-def _set_environment(values: dict[str, str]) -> None:
-    for name, value in values.items():
-        os.environ.setdefault(name, value)
 
 
 def _ray_options(config: Config, address: str | None) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import httpx
 
 from flts_ray.config import Config
-from flts_ray.jobs.session import announced, local_folder
+from flts_ray.jobs.announce import announced
+from flts_ray.jobs.session import local_folder
+from flts_ray.local.shared_mlflow import mlflow_in_use
 from flts_ray.prepare.manifest import MANIFEST_NAME, Manifest
 from flts_ray.promotions import Entry, PromotionLog
 from flts_ray.store import Store
@@ -30,18 +32,30 @@ class Status:
 def status_of(config: Config) -> Status:
     """Look around. Raises Unavailable if the store cannot be used."""
     store = Store.open(config.root)
-    keys = [info.key for info in store.list("prepared/") if info.key.endswith(MANIFEST_NAME)]
-    folder = local_folder(config)
     return Status(
         name=config.name,
         root=config.root,
-        prepared=tuple(Manifest.from_json(store.get(key), store.uri(key)) for key in keys),
+        prepared=prepared_sets(store),
         studies=_studies(config),
         newest=PromotionLog(store, config.name).newest(),
         services={
-            name: (address, _answer(name, address)) for name, address in announced(folder).items()
+            name: (address, _answer(name, address)) for name, address in _running(config).items()
         },
     )
+
+
+def prepared_sets(store: Store) -> tuple[Manifest, ...]:
+    """The manifests of all prepared sets under a root."""
+    keys = [info.key for info in store.list("prepared") if info.key.endswith(MANIFEST_NAME)]
+    return tuple(Manifest.from_json(store.get(key), store.uri(key)) for key in keys)
+
+
+def _running(config: Config) -> dict[str, str]:
+    """Addresses of what the configuration names, or commands of this machine run."""
+    folder = local_folder(config)
+    mlflow = config.mlflow.uri or mlflow_in_use(folder / "mlflow")
+    found = {"mlflow": mlflow} if mlflow else {}
+    return found | dict(announced(folder, config.name))
 
 
 def _studies(config: Config) -> dict[str, tuple[TrialOutcome, ...]]:
@@ -54,7 +68,7 @@ def _studies(config: Config) -> dict[str, tuple[TrialOutcome, ...]]:
 def _answer(name: str, address: str) -> str:
     path = {"api": "/readyz", "mlflow": "/health", "dashboard": "/api/version"}[name]
     try:
-        code = httpx.get(f"{address}{path}", timeout=3.0).status_code
-    except httpx.HTTPError as error:
+        code = httpx.get(f"{address.rstrip('/')}{path}", timeout=3.0).status_code
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return f"does not answer ({type(error).__name__})"
     return "ready" if code == httpx.codes.OK else f"answers {code}"

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from flts_ray.config import Config, load_config
 from flts_ray.errors import FltsError, GateRefused
@@ -18,9 +19,7 @@ from flts_ray.jobs.interrupt import interrupt_on_sigterm
 from flts_ray.jobs.session import open_session
 from flts_ray.narrate import LogNarrator, set_up_logging
 from flts_ray.pipeline import TrainReport, train
-from flts_ray.promotions import PromotionLog
 from flts_ray.services import Narrator
-from flts_ray.store import Store
 
 
 def run(
@@ -28,14 +27,8 @@ def run(
 ) -> TrainReport:
     """Open services, train, close them again."""
     with open_session(config, ray=True) as services:
-        return train(config, services, narrator, datetime.now(UTC), resume=resume, force=force)
-
-
-def exit_code(config: Config, report: TrainReport) -> int:
-    """0 if the candidate is champion now, whether it became so or was; else the gate's code."""
-    newest = PromotionLog(Store.open(config.root), config.name).newest()
-    is_champion = newest is not None and newest.champion == report.version.version
-    return 0 if is_champion else GateRefused.exit_code
+        clock = partial(datetime.now, UTC)
+        return train(config, services, narrator, clock, resume=resume, force=force)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(str(interrupt) or "interrupted; --resume goes on from here", file=sys.stderr)
         return 130
     print(report.decision.reason)
-    return exit_code(config, report)
+    return 0 if report.promoted else GateRefused.exit_code
 
 
 if __name__ == "__main__":

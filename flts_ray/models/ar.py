@@ -11,19 +11,35 @@ Direct multi-step forecasts: Marcellino, Stock & Watson 2006; pooling: Montero-M
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from flts_ray.errors import DataError
 from flts_ray.models import calibrate
-from flts_ray.models.ar_choice import MIN_VALID_WINDOWS, Choice, choose, out_of_fold
+from flts_ray.models.ar_choice import (
+    MIN_VALID_WINDOWS,
+    Choice,
+    Grid,
+    Recipe,
+    choose,
+    out_of_fold,
+)
 from flts_ray.models.ar_features import Layout, future_features
 from flts_ray.models.ar_map import LinearMap, Sample
 from flts_ray.models.ar_settings import Settings, layout_of, settings_of
-from flts_ray.models.base import Compute, Forecast, ModelSpec, Progress, Task, resolve_params
-from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows
+from flts_ray.models.base import (
+    Compute,
+    Fitted,
+    Forecast,
+    ModelSpec,
+    Progress,
+    Task,
+    check_same_set,
+    resolve_params,
+)
+from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows, widened
 
 MAX_VALID_WINDOWS = 10_000
 POWERS = (0.0, 0.5, 1.0)
@@ -32,7 +48,7 @@ Levels = tuple[float, ...]
 
 @dataclass
 class FittedAR:
-    """maps[0] is for every series; maps[1 + i] is for the series in row `owners[i]`.
+    """`maps` are what `recipe` gives: maps[0] is for every series, the others for their owners.
 
     `volatility` is (steps, power) of `calibrate.local_scale`.
     """
@@ -40,8 +56,8 @@ class FittedAR:
     spec: ModelSpec
     stats: SeriesStats
     layout: Layout
+    recipe: Recipe
     maps: list[LinearMap]
-    owners: np.ndarray
     volatility: tuple[int, float]
     band: calibrate.ResidualQuantiles
 
@@ -63,9 +79,10 @@ class FittedAR:
     def _mean(self, windows: Windows, scale: np.ndarray, rows: np.ndarray) -> np.ndarray:
         future = future_features(windows, self.layout)
         slots = np.zeros(len(rows), dtype=np.int64)
-        if len(self.owners):
-            at = np.minimum(np.searchsorted(self.owners, rows), len(self.owners) - 1)
-            slots = np.where(self.owners[at] == rows, at + 1, 0)
+        owners = self.recipe.owners
+        if len(owners):
+            at = np.minimum(np.searchsorted(owners, rows), len(owners) - 1)
+            slots = np.where(owners[at] == rows, at + 1, 0)
         mean = np.empty((len(rows), self.layout.horizon))
         for slot in np.unique(slots):
             mine = np.flatnonzero(slots == slot)
@@ -79,12 +96,16 @@ class FittedAR:
             "season": self.layout.season,
             "shown": list(self.layout.shown),
             "volatility": list(self.volatility),
+            "penalties": list(self.recipe.grid.penalties),
+            "calendars": list(self.recipe.grid.calendars),
+            "weights": list(self.recipe.weights),
         }
         arrays = {
             "values": np.stack([m.values for m in self.maps]),
             "future": np.stack([m.future for m in self.maps]),
             "bias": np.stack([m.bias for m in self.maps]),
-            "owners": self.owners,
+            "picks": self.recipe.picks,
+            "owners": self.recipe.owners,
             "center": self.layout.center,
             "spread": self.layout.spread,
         }
@@ -109,21 +130,21 @@ class LinearAR:
         """
         settings = settings_of(resolve_params(self, params))
         layout = layout_of(data, task.horizon, settings)
-        bound = max(MIN_VALID_WINDOWS, calibrate.MAX_SCORES // task.horizon)
-        training = _sample(data, "train", layout, min(settings.max_windows, bound))
-        if len(training.series) == 0:
-            raise DataError(
-                f"no series has a training window of {layout.lookback} + {task.horizon} steps "
-                "without a long gap; lower models.ar.params.lags or task.horizon, or give longer "
-                "series",
-                field="lags",
-            )
-        valid = _sample(data, "validation", layout, min(MAX_VALID_WINDOWS, bound))
+        training = _training(data, layout, settings.max_windows)
+        valid = _sample(data, "validation", layout, min(MAX_VALID_WINDOWS, _most(layout)))
         choice = choose(training, valid, layout, settings)
         reported = _reported(settings, layout, choice)
         spec = ModelSpec(self.kind, task, layout.lookback, data.contract, reported)
         fitted, metrics = _calibrated(spec, layout, choice, training, valid)
         yield Progress(1, metrics, fitted)
+
+    def refit(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> FittedAR:
+        """Maps of the same settings from the windows of both spans; see `Forecaster.refit`."""
+        assert isinstance(fitted, FittedAR)
+        check_same_set(fitted, data)
+        most = int(fitted.spec.params["max_windows"])
+        windows = _training(widened(data), fitted.layout, most)
+        return replace(fitted, maps=fitted.recipe.maps(windows, fitted.layout))
 
     def restore(
         self,
@@ -145,14 +166,19 @@ class LinearAR:
             shown=tuple(values["shown"]),
         )
         steps, power = values["volatility"]
+        grid = Grid(
+            tuple(float(penalty) for penalty in values["penalties"]),
+            tuple(bool(calendar) for calendar in values["calendars"]),
+        )
+        weights = tuple(float(weight) for weight in values["weights"])
         maps = zip(arrays["values"], arrays["future"], arrays["bias"], strict=True)
         band = calibrate.ResidualQuantiles.from_arrays(arrays)
         return FittedAR(
             spec=spec,
             stats=stats,
             layout=layout,
+            recipe=Recipe(grid, arrays["picks"], arrays["owners"], weights),
             maps=[LinearMap(*parts) for parts in maps],
-            owners=arrays["owners"],
             volatility=(int(steps), float(power)),
             band=band,
         )
@@ -164,16 +190,34 @@ def _sample(data: SeriesArrays, span: str, layout: Layout, most: int) -> Sample:
     )
 
 
+def _most(layout: Layout) -> int:
+    """Most windows whose forecasts fit into memory."""
+    return max(MIN_VALID_WINDOWS, calibrate.MAX_SCORES // layout.horizon)
+
+
+def _training(data: SeriesArrays, layout: Layout, most: int) -> Sample:
+    """Training windows. Raises DataError if there is none."""
+    training = _sample(data, "train", layout, min(most, _most(layout)))
+    if len(training.series) == 0:
+        raise DataError(
+            f"no series has a training window of {layout.lookback} + {layout.horizon} steps "
+            "without a long gap; lower models.ar.params.lags or task.horizon, or give longer "
+            "series",
+            field="lags",
+        )
+    return training
+
+
 def _reported(settings: Settings, layout: Layout, choice: Choice) -> dict[str, Any]:
     """Parameters narrowed to what was chosen for the pooled map."""
-    lags, calendars = settings.lags, set(choice.calendars)
+    lags, calendars = settings.lags, set(choice.recipe.calendars)
     if lags is None:
         lags = max((1, *layout.lags))
     return {
         "lags": lags if isinstance(lags, int) else list(lags),
         "seasons": layout.seasons,
-        "ridge": sorted(set(choice.penalties)),
-        "pooling": settings.pooling if len(choice.owners) else "global",
+        "ridge": sorted(set(choice.recipe.penalties)),
+        "pooling": settings.pooling if len(choice.recipe.owners) else "global",
         "calendar": calendars.pop() if len(calendars) == 1 else "auto",
         "max_windows": settings.max_windows,
     }
@@ -232,8 +276,8 @@ def _calibrated(
         spec=spec,
         stats=data.stats,
         layout=layout,
+        recipe=choice.recipe,
         maps=choice.maps,
-        owners=choice.owners,
         volatility=(steps, POWERS[best]),
         band=bands[best],
     )
@@ -241,14 +285,14 @@ def _calibrated(
     return fitted, {
         "valid_loss": judged.loss(bands[best], best, levels),
         "valid_mae": float(np.nanmean(error)),
-        "ridge": float(np.median(choice.penalties)),
-        "calendar": float(np.mean(choice.calendars)),
-        "own_maps": float(len(choice.owners)),
+        "ridge": float(np.median(choice.recipe.penalties)),
+        "calendar": float(np.mean(choice.recipe.calendars)),
+        "own_maps": float(len(choice.recipe.owners)),
     }
 
 
 def _chosen_mean(sample: Sample, layout: Layout, choice: Choice) -> np.ndarray:
     mean = choice.maps[0].over(sample, layout)
-    for slot, row in enumerate(choice.owners, start=1):
+    for slot, row in enumerate(choice.recipe.owners, start=1):
         mean[sample.series == row] = choice.maps[slot].over(sample.of(row), layout)
     return mean

@@ -3,9 +3,9 @@
 Design choices: validation chooses the penalty and the use of the calendar for each step, from
 errors averaged over neighbouring steps; a series borrows from the others (partial pooling, Gelman
 & Hill 2007): its map is fitted on its own windows and on those of all others at a weight that
-validation chooses for each step, from nothing to full; forecasts of training windows come from maps that were fitted without
-their quarter of the training span (cross-conformal prediction, Vovk 2015), so that they can
-calibrate as validation windows do.
+validation chooses for each step, from nothing to full; forecasts of training windows come from
+maps that were fitted without their quarter of the training span (cross-conformal prediction,
+Vovk 2015), so that they can calibrate as validation windows do.
 """
 
 from __future__ import annotations
@@ -49,20 +49,18 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """maps[0] is pooled, maps[1 + i] is of the series in row `owners[i]`, rising.
+class Recipe:
+    """How the chosen maps are put together from windows: all that validation has decided.
 
-    picks: one int64 [H] a map, the settings of its steps as indices into `grid.settings`; of a
-    series' own map into those settings repeated for each of `weights`. total: moments of all
-    training windows.
+    Map 0 is pooled, map 1 + i is of the series in row `owners[i]`, int64 [k], rising.
+    picks: int64 [1 + k, H], the setting of each step of each map as an index into
+    `grid.settings`; of a series' own map into those settings repeated for each of `weights`.
     """
 
     grid: Grid
-    maps: list[LinearMap]
-    picks: list[np.ndarray]
+    picks: np.ndarray
     owners: np.ndarray
     weights: tuple[float, ...]
-    total: Moments
 
     @property
     def penalties(self) -> list[float]:
@@ -74,16 +72,31 @@ class Choice:
         """Whether each step of the pooled map uses the calendar."""
         return [self.grid.settings[pick][0] for pick in self.picks[0]]
 
+    def maps(self, training: Sample, layout: Layout) -> list[LinearMap]:
+        """The same maps fitted on these windows, of which every owner has one at least."""
+        sums, total = _sums(training, [int(row) for row in self.owners], layout)
+        maps = [_assembled(self.grid.maps(total, layout), self.picks[0])]
+        for picks, mine in zip(self.picks[1:], sums.values(), strict=True):
+            own = _own_maps(self.grid, mine, total, self.weights, layout)
+            maps.append(_assembled(own, picks))
+        return maps
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The recipe, its maps of the training windows, and the moments of all those windows."""
+
+    recipe: Recipe
+    maps: list[LinearMap]
+    total: Moments
+
 
 def choose(training: Sample, valid: Sample, layout: Layout, settings: Settings) -> Choice:
     """Fit every setting on training windows (one at least) and keep what validates best."""
     both = settings.calendar == "auto" and len(layout.calendar) > 0
     grid = Grid(settings.ridge, (True, False) if both else (settings.calendar is not False,))
     rows = _eligible(training, valid, layout, settings)
-    rest = training.without(rows)
-    sums = {row: moments_of(training.of(row), layout) for row in rows}
-    others = [moments_of(rest, layout)] if len(rest.series) else []
-    total = reduce(add, [*others, *sums.values()])
+    sums, total = _sums(training, rows, layout)
     pooled, picks = _best(grid.maps(total, layout), valid, layout, len(grid.settings))
     weights = BORROWED if settings.pooling == "auto" else (0.0,)
     own = {
@@ -92,14 +105,23 @@ def choose(training: Sample, valid: Sample, layout: Layout, settings: Settings) 
         )
         for row, mine in sums.items()
     }
-    return Choice(
+    recipe = Recipe(
         grid=grid,
-        maps=[pooled, *(fitted for fitted, _ in own.values())],
-        picks=[picks, *(picked for _, picked in own.values())],
+        picks=np.stack([picks, *(picked for _, picked in own.values())]),
         owners=np.asarray(list(own), dtype=np.int64),
         weights=weights,
-        total=total,
     )
+    return Choice(recipe, [pooled, *(fitted for fitted, _ in own.values())], total)
+
+
+def _sums(
+    training: Sample, rows: Sequence[int], layout: Layout
+) -> tuple[dict[int, Moments], Moments]:
+    """Moments of each of some series, and of all windows together."""
+    rest = training.without(rows)
+    sums = {row: moments_of(training.of(row), layout) for row in rows}
+    others = [moments_of(rest, layout)] if len(rest.series) else []
+    return sums, reduce(add, [*others, *sums.values()])
 
 
 def _own_maps(
@@ -159,7 +181,7 @@ def out_of_fold(training: Sample, layout: Layout, choice: Choice) -> np.ndarray:
     A sample too small to be divided is forecast by the pooled map itself.
     """
     mean = _out_of_fold(training, layout, choice, 0)
-    for slot, row in enumerate(choice.owners, start=1):
+    for slot, row in enumerate(choice.recipe.owners, start=1):
         mean[training.series == row] = _out_of_fold(training.of(row), layout, choice, slot)
     return mean
 
@@ -170,15 +192,16 @@ def _out_of_fold(sample: Sample, layout: Layout, choice: Choice, slot: int) -> n
     mean = np.empty((len(folds), layout.horizon))
     if len(parts) < 2:
         return choice.maps[slot].over(sample, layout)
+    recipe = choice.recipe
     sums = [moments_of(part, layout) for part in parts]
     for i, part in enumerate(parts):
         others = reduce(add, sums[:i] + sums[i + 1 :])
         maps = (
-            _own_maps(choice.grid, others, choice.total - sums[i], choice.weights, layout)
+            _own_maps(recipe.grid, others, choice.total - sums[i], recipe.weights, layout)
             if slot
-            else choice.grid.maps(others, layout)
+            else recipe.grid.maps(others, layout)
         )
-        fitted = _assembled(maps, choice.picks[slot])
+        fitted = _assembled(maps, recipe.picks[slot])
         mean[folds == np.unique(folds)[i]] = fitted.over(part, layout)
     return mean
 

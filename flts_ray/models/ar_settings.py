@@ -106,9 +106,7 @@ def layout_of(data: SeriesArrays, horizon: int, settings: Settings) -> Layout:
         calendar=contract.calendar,
         center=center,
         spread=np.where(spread > 0, spread, 1.0),
-        shown=shown_columns(
-            contract.calendar, contract.freq, int(data.train_end.max(initial=0))
-        ),
+        shown=shown_columns(contract.calendar, contract.freq, int(data.train_end.max(initial=0))),
     )
 
 

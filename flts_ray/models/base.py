@@ -152,6 +152,16 @@ class Forecaster(Protocol):
         """
         ...
 
+    def refit(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> Fitted:
+        """Learn again from the training and the validation span together.
+
+        fitted: what `fit` or `restore` gave; data: the set it was fitted on, spans unchanged.
+        Settings, statistics and calibration stay: they were chosen on windows that the refitted
+        model has seen, which could not judge it any more. Reads nothing of the test span and is
+        deterministic; `fitted` is not changed. Raises DataError for another set.
+        """
+        ...
+
     def restore(
         self,
         spec: ModelSpec,
@@ -172,6 +182,17 @@ def forecaster(kind: str) -> Forecaster:
     module, _, name = KINDS[kind].partition(":")
     made: Forecaster = getattr(import_module(module), name)()
     return made
+
+
+def check_same_set(fitted: Fitted, data: SeriesArrays) -> None:
+    """Raise DataError unless `data` holds the series and columns that `fitted` was fitted on."""
+    if fitted.stats.ids == data.ids and fitted.spec.contract == data.contract:
+        return
+    raise DataError(
+        f"{fitted.spec.kind}: the set has {data.n_series} series and is not the one this model "
+        f"was fitted on ({len(fitted.stats.ids)} series); refit it on that one, or train again",
+        field="unique_id",
+    )
 
 
 def resolve_params(model: Forecaster, params: Mapping[str, Any]) -> dict[str, Any]:

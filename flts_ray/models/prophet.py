@@ -12,14 +12,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import structlog
 
 from flts_ray.errors import DataError
-from flts_ray.models.base import Compute, Fitted, Forecast, ModelSpec, Progress, Task
+from flts_ray.models.base import (
+    Compute,
+    Fitted,
+    Forecast,
+    ModelSpec,
+    Progress,
+    Task,
+    check_same_set,
+)
 from flts_ray.models.base import resolve_params as resolve
 from flts_ray.models.calibrate import (
     ResidualQuantiles,
@@ -36,6 +44,7 @@ from flts_ray.prepare.arrays import (
     SeriesStats,
     Windows,
     actuals_at,
+    widened,
     windows_at,
 )
 
@@ -153,18 +162,22 @@ class ProphetPerSeries:
     ) -> Iterator[Progress]:
         chosen = resolve(self, params)
         seasonalities = seasonalities_for(data.contract, int(data.train_end.max(initial=0)))
-        with ThreadPoolExecutor(max(1, compute.threads)) as pool:
-            fits = list(
-                pool.map(lambda i: fit_series(data, i, seasonalities, chosen), range(data.n_series))
-            )
-        curves = stack([curve for curve, _ in fits])
-        failed = [reason for _, reason in fits if reason is not None]
-        if failed:
-            structlog.get_logger().warning(
-                "prophet_fallback", series=len(failed), of=data.n_series, first=failed[0]
-            )
-        fitted, loss = correct_level(data, task, chosen, seasonalities, curves)
+        rows, failed = _fit_all(data, seasonalities, chosen, compute)
+        fitted, loss = correct_level(data, task, chosen, seasonalities, stack(rows))
         yield Progress(1, {"valid_loss": loss, "failed_series": float(len(failed))}, fitted)
+
+    def refit(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> FittedProphet:
+        """Curves of both spans with the same cycles; see `Forecaster.refit`.
+
+        A series that Stan cannot fit now keeps the curve it had.
+        """
+        assert isinstance(fitted, FittedProphet)
+        check_same_set(fitted, data)
+        params = fitted.spec.params
+        rows, failed = _fit_all(widened(data), fitted.seasonalities, params, compute)
+        for series in failed:
+            rows[series] = {k: v[series] for k, v in fitted.curves.arrays().items()}
+        return replace(fitted, curves=stack(rows))
 
     def restore(
         self,
@@ -182,6 +195,25 @@ class ProphetPerSeries:
             arrays["level_share"],
             ResidualQuantiles.from_arrays(arrays),
         )
+
+
+def _fit_all(
+    data: SeriesArrays,
+    seasonalities: tuple[Seasonality, ...],
+    params: Mapping[str, Any],
+    compute: Compute,
+) -> tuple[list[dict[str, np.ndarray]], list[int]]:
+    """A row of `Curves` for each series, and which series Stan could not fit."""
+    with ThreadPoolExecutor(max(1, compute.threads)) as pool:
+        fits = list(
+            pool.map(lambda i: fit_series(data, i, seasonalities, params), range(data.n_series))
+        )
+    failed = [series for series, (_, reason) in enumerate(fits) if reason is not None]
+    if failed:
+        structlog.get_logger().warning(
+            "prophet_fallback", series=len(failed), of=data.n_series, first=fits[failed[0]][1]
+        )
+    return [curve for curve, _ in fits], failed
 
 
 def fit_series(

@@ -11,17 +11,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from flts_ray.errors import ConfigError
-from flts_ray.models.base import Compute, ModelSpec, Progress, Task, resolve_params
+from flts_ray.models.base import (
+    Compute,
+    Fitted,
+    ModelSpec,
+    Progress,
+    Task,
+    check_same_set,
+    resolve_params,
+)
 from flts_ray.models.calibrate import fit_shift, sample_origins, scaled_pinball, series_scale
 from flts_ray.models.recurrent_fitted import FittedRecurrent, restored
-from flts_ray.models.recurrent_inputs import ColumnScaling, fit_columns, predict, training_rows
-from flts_ray.models.recurrent_linear import fit_linear
+from flts_ray.models.recurrent_inputs import fit_columns, predict, training_rows
+from flts_ray.models.recurrent_linear import fit_linear, refit_linear
 from flts_ray.models.recurrent_net import SegmentNet, Shape
 from flts_ray.models.recurrent_settings import Settings, geometry, no_window, settings_of
 from flts_ray.models.recurrent_train import MAX_LOSS, Schedule, train, training_set
@@ -31,12 +40,15 @@ from flts_ray.prepare.arrays import (
     Windows,
     actuals_at,
     origins_in,
+    widened,
     windows_at,
 )
 
 MAX_VALIDATION_WINDOWS = 2000
 MIN_VALIDATION_WINDOWS = 100
 MAX_VALIDATION_STEPS = 2**20
+REFIT_RATE = 0.3
+"""Learning rate of a refit in units of the fit's: the weights are near where they should be."""
 
 
 class _Recurrent:
@@ -65,6 +77,18 @@ class _Recurrent:
         chosen = settings.model_copy(update={"lookback": lookback, "segment": segment})
         spec = ModelSpec(self.kind, task, lookback, data.contract, chosen.model_dump())
         return _epochs(data, spec, chosen, origins, compute)
+
+    def refit(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> Fitted:
+        """Go on training on the windows of both spans; see `Forecaster.refit`.
+
+        The linear map is solved again with the penalty it has; `refit_epochs` follow, at a
+        fraction of the learning rate that falls to zero, with averaged weights as in `fit`.
+        Without epochs the model stays as it is.
+        """
+        assert isinstance(fitted, FittedRecurrent)
+        check_same_set(fitted, data)
+        settings = settings_of(self.kind, fitted.spec.params)
+        return _trained_on(fitted, data, settings, compute) if settings.refit_epochs else fitted
 
     def restore(
         self,
@@ -113,7 +137,7 @@ def _epochs(
     judged_on = held_out or _held_out(data, "train", shape)
     assert judged_on is not None  # origins holds training windows
     net = _fresh(shape, compute.seed).to(device)
-    fit_linear(net, windows, held_out[:2] if held_out else None, scaling, compute.seed)
+    penalty = fit_linear(net, windows, held_out[:2] if held_out else None, scaling, compute.seed)
     best, best_loss, best_epoch = None, math.inf, 0
     epochs = train(net, windows, _schedule(settings, compute.seed))
     for epoch, (train_loss, trained) in enumerate(epochs, start=1):
@@ -123,11 +147,38 @@ def _epochs(
             shift = np.zeros((shape.horizon, len(shape.levels)))
             if held_out is not None:
                 shift = fit_shift(held_out.actual, found.quantiles, found.scale, shape.levels)
-            best = _fitted(spec, data.stats, trained, scaling, shift, settings.centre)
+            best = FittedRecurrent(
+                spec,
+                data.stats,
+                _stored(trained),
+                scaling,
+                shift.astype(np.float32),
+                settings.centre,
+                penalty,
+            )
             best_loss, best_epoch = loss, epoch
         yield Progress(epoch, {"train_loss": train_loss, "valid_loss": loss}, best)
         if epoch - best_epoch >= settings.patience:
             return
+
+
+def _trained_on(
+    fitted: FittedRecurrent, data: SeriesArrays, settings: Settings, compute: Compute
+) -> FittedRecurrent:
+    torch.set_num_threads(compute.threads)
+    device, shape, whole = _device(compute.device), fitted.net.shape, widened(data)
+    origins = origins_in(whole, "train", shape.lookback, shape.horizon)
+    size = (shape.lookback, shape.horizon)
+    windows = training_set(whole, origins, fitted.scaling, size, fitted.centre, device)
+    net = _copied(fitted.net).to(device)
+    refit_linear(net, windows, fitted.penalty, compute.seed)
+    schedule = replace(
+        _schedule(settings, compute.seed),
+        epochs=settings.refit_epochs,
+        lr=REFIT_RATE * settings.lr,
+    )
+    *_, (_, trained) = train(net, windows, schedule)
+    return replace(fitted, net=_stored(trained))
 
 
 def _shape(spec: ModelSpec, settings: Settings) -> Shape:
@@ -190,16 +241,13 @@ def _fresh(shape: Shape, seed: int) -> SegmentNet:
         return SegmentNet(shape)
 
 
-def _fitted(
-    spec: ModelSpec,
-    stats: SeriesStats,
-    net: SegmentNet,
-    scaling: ColumnScaling,
-    shift: np.ndarray,
-    centre: str,
-) -> FittedRecurrent:
-    """A model of its own, on the CPU, that further training does not touch."""
+def _copied(net: SegmentNet) -> SegmentNet:
+    """A network of its own in float32 on the CPU, with the same weights."""
     copied = _fresh(net.shape, 0)
     copied.load_state_dict({name: w.detach().cpu() for name, w in net.state_dict().items()})
-    net = copied.double().eval()
-    return FittedRecurrent(spec, stats, net, scaling, shift.astype(np.float32), centre)
+    return copied
+
+
+def _stored(net: SegmentNet) -> SegmentNet:
+    """A copy to forecast with, on the CPU, that further training does not touch."""
+    return _copied(net).double().eval()

@@ -30,7 +30,7 @@ class FittedRecurrent:
 
     net: its weights are float32 values, held as float64 on the CPU.
     shift: float32 [H, Q], added to the quantiles in units of the window scale; centre: what is
-    subtracted from a window, "last" or "mean".
+    subtracted from a window, "last" or "mean"; penalty: ridge penalty of the net's linear map.
     """
 
     spec: ModelSpec
@@ -39,6 +39,7 @@ class FittedRecurrent:
     scaling: ColumnScaling
     shift: np.ndarray
     centre: str
+    penalty: float
 
     def forecast(self, windows: Windows) -> Forecast:
         """Forecast windows of any series. Raises DataError for a wrong lookback or horizon."""
@@ -62,6 +63,7 @@ class FittedRecurrent:
         """Shape of the network; weights, column scaling and calibration as float32 arrays."""
         shape = asdict(self.net.shape)
         values = {**shape, "levels": list(shape["levels"]), "centre": self.centre}
+        values["penalty"] = self.penalty
         weights = {f"net.{n}": w.float().numpy() for n, w in self.net.state_dict().items()}
         columns = {f"columns.{n}": a for n, a in self.scaling.arrays().items()}
         return values, {**weights, **columns, "shift": self.shift}
@@ -71,7 +73,7 @@ def restored(
     spec: ModelSpec, stats: SeriesStats, values: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> FittedRecurrent:
     """Rebuild a model from its state. Raises ArtifactError for any name, shape or type off."""
-    shape, centre = _shape(spec.kind, values)
+    shape, centre, penalty = _shape(spec.kind, values)
     _check_spec(spec, shape)
     with torch.device("meta"):
         net = SegmentNet(shape)
@@ -87,13 +89,17 @@ def restored(
     weights = {n: torch.tensor(arrays[f"net.{n}"]) for n in net.state_dict()}
     net.load_state_dict(weights, assign=True)
     scaling = ColumnScaling(**{name: arrays[f"columns.{name}"] for name in columns})
-    return FittedRecurrent(spec, stats, net.double().eval(), scaling, arrays["shift"], centre)
+    return FittedRecurrent(
+        spec, stats, net.double().eval(), scaling, arrays["shift"], centre, penalty
+    )
 
 
-def _shape(kind: str, values: Mapping[str, Any]) -> tuple[Shape, str]:
+def _shape(kind: str, values: Mapping[str, Any]) -> tuple[Shape, str, float]:
     rest = dict(values)
-    centre = rest.pop("centre", None)
+    centre, penalty = rest.pop("centre", None), rest.pop("penalty", None)
     names = set(Shape.__dataclass_fields__)
+    if type(penalty) is not float or not penalty > 0:
+        raise _refused(kind, f"penalty is {penalty!r}")
     whole = names - {"cell", "levels", "dropout"}
     if set(rest) != names or centre not in ("last", "mean"):
         raise _refused(kind, f"its values {sorted(values)} describe no network")
@@ -104,7 +110,7 @@ def _shape(kind: str, values: Mapping[str, Any]) -> tuple[Shape, str]:
     shape = Shape(**{**rest, "levels": tuple(rest["levels"])})
     if shape.lookback % shape.segment or shape.lags > shape.lookback or 0.5 not in shape.levels:
         raise _refused(kind, "its lookback, segment, lags and levels do not fit together")
-    return shape, centre
+    return shape, centre, penalty
 
 
 def _check_spec(spec: ModelSpec, shape: Shape) -> None:

@@ -9,6 +9,7 @@ number of windows; the penalty is the one that forecasts the validation span bes
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,12 +31,41 @@ def fit_linear(
     validation: tuple[Windows, np.ndarray] | None,
     scaling: ColumnScaling,
     seed: int,
-) -> None:
+) -> float:
     """Solve the network's linear map by ridge regression (Hoerl & Kennard 1970) and fix it.
 
     validation: windows and actual values [n, H] that choose the penalty. Windows count by
     their scale, as they do in the loss. Also starts the bands at the size of the error left.
+    Returns the penalty.
     """
+    sums = _sums(net, windows, seed)
+    maps = [_ridge(sums.gram, sums.cross, penalty) for penalty in PENALTIES]
+    chosen = _best_penalty(maps, net.shape.lags, validation, scaling, windows.centre)
+    best = maps[chosen]
+    _put(net, best)
+    left = sums.power - 2.0 * (best * sums.cross).sum(0) + (best * (sums.gram @ best)).sum(0)
+    variance = max(float(left.median()), 0.0) / max(sums.weights, 1e-12)
+    net.start_at(max(math.sqrt(variance), 1e-3))
+    return PENALTIES[chosen]
+
+
+def refit_linear(net: SegmentNet, windows: TrainingSet, penalty: float, seed: int) -> None:
+    """Solve the linear map again on other windows; the bands stay as they are."""
+    sums = _sums(net, windows, seed)
+    _put(net, _ridge(sums.gram, sums.cross, penalty))
+
+
+class _Sums(NamedTuple):
+    """Weighted sums of products over windows: gram [lags + 1, lags + 1], cross [lags + 1, H],
+    power (squared targets) [H], and of the weights."""
+
+    gram: torch.Tensor
+    cross: torch.Tensor
+    power: torch.Tensor
+    weights: float
+
+
+def _sums(net: SegmentNet, windows: TrainingSet, seed: int) -> _Sums:
     shape, device = net.shape, windows.y.device
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     gram = torch.zeros(shape.lags + 1, shape.lags + 1, dtype=torch.float64, device=device)
@@ -51,13 +81,12 @@ def fit_linear(
         cross += x.T @ (weight * target)
         power += (weight * target.square()).sum(0)
         weights += float(weight.sum())
-    maps = [_ridge(gram, cross, penalty) for penalty in PENALTIES]
-    best = maps[_best_penalty(maps, shape.lags, validation, scaling, windows.centre)]
-    left = power - 2.0 * (best * cross).sum(0) + (best * (gram @ best)).sum(0)
-    net.linear.data.copy_(best[:-1].T)
-    net.offset.data.copy_(best[-1])
-    variance = max(float(left.median()), 0.0) / max(weights, 1e-12)
-    net.start_at(max(math.sqrt(variance), 1e-3))
+    return _Sums(gram, cross, power, weights)
+
+
+def _put(net: SegmentNet, linear: torch.Tensor) -> None:
+    net.linear.data.copy_(linear[:-1].T)
+    net.offset.data.copy_(linear[-1])
 
 
 def _regressors(z: torch.Tensor, lags: int) -> torch.Tensor:

@@ -15,7 +15,16 @@ import numpy as np
 
 from flts_ray.errors import ConfigError, DataError
 from flts_ray.models import calibrate
-from flts_ray.models.base import Compute, Forecast, ModelSpec, Progress, Task, resolve_params
+from flts_ray.models.base import (
+    Compute,
+    Fitted,
+    Forecast,
+    ModelSpec,
+    Progress,
+    Task,
+    check_same_set,
+    resolve_params,
+)
 from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows, actuals_at, windows_at
 
 MIN_WINDOWS = 30
@@ -79,6 +88,11 @@ class SeasonalNaive:
         error = np.abs(actual - mean) / scale[:, None]
         metrics = {"valid_loss": loss, "valid_mae": float(np.nanmean(error))}
         yield Progress(1, metrics, FittedSeasonalNaive(spec, data.stats, band))
+
+    def refit(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> Fitted:
+        """The model itself: nothing but the bands is learned, and those stay."""
+        check_same_set(fitted, data)
+        return fitted
 
     def restore(
         self,

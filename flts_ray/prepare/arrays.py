@@ -110,6 +110,15 @@ class SeriesArrays:
         )
 
 
+def widened(data: SeriesArrays) -> SeriesArrays:
+    """The same set whose training span reaches to the test span; its validation span is empty.
+
+    Statistics (scale, clip bounds) stay those of the training span, so that whatever was fitted
+    in their units keeps its meaning.
+    """
+    return replace(data, train_end=data.valid_end)
+
+
 @dataclass(frozen=True)
 class Windows:
     """What a model may know at each origin. n windows, lookback L, horizon H.

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from flts_ray.config import RayConfig
+from flts_ray.local.ray_environment import set_for_ray
 
 Step = Callable[[int], dict[str, Any]]
 
@@ -28,10 +29,9 @@ def ray_runs() -> bool:
 
 def run_on_ray(step: Step, count: int, config: RayConfig) -> Iterator[dict[str, Any]]:
     """Run `step` for 0 to count - 1 on the cluster; reports come as they finish."""
-    import ray
-
-    if not ray.is_initialized():
+    if not ray_runs():
         _connect(config)
+    import ray
 
     def report(row: dict[str, Any]) -> dict[str, str]:
         return {"report": json.dumps(step(int(row["step"])))}
@@ -61,13 +61,16 @@ def _quiet() -> Iterator[None]:
 
 def _connect(config: RayConfig) -> None:
     """Join the configured cluster, else start a local one in this process."""
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    set_for_ray(starts_cluster=not address)
     import ray
 
-    address = config.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=False)
+        ray.init(address=address, logging_level="warning", log_to_driver=False)
         return
     ray.init(
+        address="local",
+        logging_level="warning",
         num_cpus=config.num_cpus,
         object_store_memory=config.object_store_mb * 2**20,
         include_dashboard=False,

@@ -1,134 +1,115 @@
 """A commented configuration for a file nobody has described yet.
 
-Design choices: names and values decide (a column that parses as time, a column of repeated
-text, the numbers), and every guess is written down as one, for the user to correct.
+Design choices: every guess is written down as one, for the user to correct; the horizon is a
+season where the file holds enough of them to judge a model, less where it does not; the text is
+read back by the configuration's own rules before it is handed out.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
+import yaml
 
-from flts_ray.errors import DataError
+from flts_ray.config import parse_config
 from flts_ray.panel import Frequency
-from flts_ray.sources.infer import infer_frequency
-from flts_ray.sources.stamps import parse_stamps
+from flts_ray.sources.guess import Guess, guess_columns
 
-ROWS = 20_000
-TIME_NAMES = ("ds", "time", "timestamp", "date", "datetime", "ts")
-ID_NAMES = ("unique_id", "id", "series", "cell", "site", "feeder", "station", "meter")
-TARGET_NAMES = ("y", "value", "load", "target", "demand", "traffic", "down")
-
-
-@dataclass(frozen=True)
-class Guess:
-    """What the columns of a file seem to mean. `targets` has one entry in the long layout."""
-
-    time: str
-    id: str | None
-    targets: tuple[str, ...]
-    others: tuple[str, ...]
-    frequency: Frequency
+MOST_STEPS = 48
+"""Longest horizon that is proposed; every step costs every model."""
+ROWS_PER_STEP = 60
+"""Rows of a series for each step of the horizon: then the test span holds nine horizons."""
 
 
-def guess_columns(path: Path) -> Guess:
-    """Look at the first rows of a CSV or Parquet file. Raises DataError if it has no time or no
-    number column."""
-    table = _head(path)
-    names = table.column_names
-    time = _first(names, TIME_NAMES, lambda name: _is_time(table[name]))
-    if time is None:
-        raise DataError(f"{path}: no column holds time stamps, among {', '.join(names)}")
-    text = [n for n in names if n != time and pa.types.is_string(table[n].type)]
-    series = _first(text, ID_NAMES, lambda name: True)
-    numbers = [n for n in names if n != time and _is_number(table[n].type) and n != series]
-    if not numbers:
-        raise DataError(f"{path}: no column holds numbers, among {', '.join(names)}")
-    target = _first(numbers, TARGET_NAMES, lambda name: True) or numbers[0]
-    others = tuple(n for n in numbers if n != target)
-    stamps, _ = parse_stamps(table[time], "UTC")
-    ids = table[series].to_pylist() if series else ["series"] * len(stamps)
-    frequency = infer_frequency(np.asarray(ids, dtype=object), stamps)
-    return Guess(time, series, (target,), others, frequency)
+def model_name(path: str) -> str:
+    """A registry name made of the file's or folder's."""
+    parts = [part for part in PurePosixPath(path).parts if not re.search(r"[*?\[]", part)]
+    stem = parts[-1].split(".")[0] if parts else ""
+    return re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-_")[:60].strip("-_") or "loads"
 
 
-def model_name(path: Path) -> str:
-    """A registry name made of the file's."""
-    return re.sub(r"[^a-z0-9_-]+", "-", path.name.split(".")[0].lower()).strip("-_") or "loads"
+def propose(path: str, name: str) -> str:
+    """The YAML text of a configuration for a file, folder or glob.
 
-
-def propose(path: Path, name: str) -> str:
-    """The YAML text of a configuration for `path`."""
+    Raises DataError for an input without a time or a number column, ConfigError for a name or a
+    path that a configuration cannot hold.
+    """
     guess = guess_columns(path)
-    covariates = "".join(f"  #   {other}: past\n" for other in guess.others)
-    season = guess.frequency.default_season
-    return f"""# Forecasts of {path.name}. Every line below `data` is a guess to check.
-name: {name}
-root: .flts/{name}            # everything is kept here; or s3://bucket/prefix
+    text = f"""# Forecasts of {" ".join(path.split())}. Every line below `data` is a guess to check.
+{_line("name", name)}
+{_line("root", f".flts/{name}", "everything is kept here; or s3://bucket/prefix")}
 
 data:
-  path: {path}                # file, folder or glob; CSV or Parquet; or s3://...
-  time: {guess.time}
-  id: {guess.id or "null"}                # column that names the series; null: one series a file
-  target: {guess.targets[0]}
-  frequency: {guess.frequency.text}          # step of the grid
-  time_zone: UTC            # local zone of the load, such as Europe/Berlin
-  # covariates:             # past: measured; known_future: known ahead; static: one a series
-{covariates}
+{_data(path, guess)}
 prepare:
-  max_gap: 6                # longest run of missing steps that is filled
-  # holidays: DE            # country, or country-subdivision such as AU-VIC
+  max_gap: 6                    # longest run of missing steps that is filled
+  # holidays: DE                # country, or country-subdivision such as AU-VIC
 
 split: {{validation: 0.15, test: 0.15}}
 
 task:
-  horizon: {season}               # steps ahead (here one season of {season})
-
-models:                     # trials of each kind; params take values or search spaces
+{_task(guess)}
+models:                         # trials of each kind; params take values or search spaces
   seasonal_naive: {{}}
   ar: {{}}
   gru: {{trials: 2}}
   lstm: {{trials: 2}}
   prophet: {{}}
 
-tune: {{budget_s: 600}}       # seconds for the study
+tune: {{budget_s: 600}}           # seconds for the study
 serve: {{min_replicas: 1, max_replicas: 2}}
 """
+    parse_config(yaml.safe_load(text), where=f"the configuration of {path}")
+    return text
 
 
-def _head(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        if path.suffix == ".parquet":
-            batches = pq.ParquetFile(path).iter_batches(ROWS)
-            return pa.Table.from_batches([next(batches)])
-        with pa.csv.open_csv(path) as reader:
-            return pa.Table.from_batches([reader.read_next_batch()]).slice(0, ROWS)
-    except (pa.ArrowException, StopIteration, OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as CSV or Parquet: {error}") from None
+def _data(path: str, guess: Guess) -> str:
+    wide = len(guess.targets) > 1
+    lines = [
+        _line("  path", path, "file, folder or glob; CSV or Parquet; or s3://..."),
+        _line("  time", guess.time),
+        _line("  id", guess.id, "column that names the series; null: one series a file"),
+    ]
+    if wide:
+        lines += [
+            _line("  layout", "wide", "each target is a series; long: one `target` column"),
+            _line("  targets", list(guess.targets)),
+        ]
+    else:
+        lines += [_line("  target", guess.targets[0])]
+    known = None if guess.frequency is None else guess.frequency.text
+    step = "step of the grid" if known else "not clear from the file: set it, for example 30min"
+    lines += [
+        _line("  frequency", known, step),
+        _line("  time_zone", "UTC", "local zone of the load, such as Europe/Berlin"),
+        _line("  # units", "MW", "of the target, for tables and pictures"),
+    ]
+    if guess.others:
+        roles = "past: measured; known_future: known ahead; static: one a series"
+        lines += [f"{'  # covariates:':<30}  # {roles}"]
+        lines += [f"  #   {_scalar(name)}: {role}" for name, role in guess.others.items()]
+    return "\n".join(lines) + "\n"
 
 
-def _first(names: list[str], preferred: tuple[str, ...], fits: Callable[[str], bool]) -> str | None:
-    ranked = sorted(names, key=lambda n: (n.lower() not in preferred, names.index(n)))
-    return next((name for name in ranked if fits(name)), None)
+def _task(guess: Guess) -> str:
+    season = 24 if guess.frequency is None else guess.frequency.default_season
+    steps = min(season, MOST_STEPS)
+    if guess.whole:
+        steps = max(1, min(steps, guess.rows // ROWS_PER_STEP))
+    comment = "steps ahead"
+    if guess.frequency is not None:
+        comment += f", {Frequency.of_step(steps * guess.frequency.step_us).text}"
+    return _line("  horizon", steps, comment) + "\n"
 
 
-def _is_time(column: pa.ChunkedArray) -> bool:
-    if pa.types.is_temporal(column.type):
-        return True
-    if not pa.types.is_string(column.type) or not len(column):
-        return False
-    _, bad = parse_stamps(column, "UTC")
-    return not bad.any()
+def _line(key: str, value: Any, comment: str = "") -> str:
+    text = f"{key}: {_scalar(value)}"
+    return f"{text:<30}  # {comment}" if comment else text
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
+def _scalar(value: Any) -> str:
+    """One line of YAML that reads back as the value."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9)
+    return text.removesuffix("\n").removesuffix("\n...")

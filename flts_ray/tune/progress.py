@@ -50,8 +50,9 @@ class StudyProgress:
             TextColumn("{task.fields[note]}"),
             console=self._console,
         )
-        self._trial_bar = self._trials.add_task("trials", total=None, note="")
-        self._time_bar = self._trials.add_task("seconds", total=None, note="")
+        # A study that was over before has nothing to show.
+        self._trial_bar = self._trials.add_task("trials", total=None, note="", visible=False)
+        self._time_bar = self._trials.add_task("seconds", total=None, note="", visible=False)
         self._done = -1
 
     def __enter__(self) -> StudyProgress:
@@ -91,12 +92,17 @@ class StudyProgress:
         notes += [f"{view.failed} failed"] if view.failed else []
         notes += [running_line(view.running)] if view.running else []
         self._trials.update(
-            self._trial_bar, completed=view.done, total=view.total, note="; ".join(notes)
+            self._trial_bar,
+            completed=view.done,
+            total=view.total,
+            note="; ".join(notes),
+            visible=True,
         )
         self._trials.update(
             self._time_bar,
             completed=int(min(view.elapsed_s, view.budget_s)),
             total=int(view.budget_s),
+            visible=True,
         )
         live.update(Group(self._trials, best_line(view)))
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -275,28 +275,35 @@ def replica_pids() -> set[int]:
         for actor in named
         if actor["name"].startswith(f"SERVE_REPLICA::demo#{deployment.DEPLOYMENT}")
     ]
-    return set(ray.get([one.__ray_call__.remote(lambda self: os.getpid()) for one in replicas]))
+    found = set()
+    for replica in replicas:
+        with suppress(ray.exceptions.RayActorError):  # just killed
+            found.add(ray.get(replica.__ray_call__.remote(lambda self: os.getpid())))
+    return found
 
 
 def test_a_killed_replica_is_replaced(url: str) -> None:
     (pid,) = replica_pids()
+    version = httpx.get(f"{url}/v1/model").json()["version"]
 
     async def work() -> Load:
         async with callers(url, a_request(), 2) as load:
-            await until(load, "5")
+            await until(load, version)
             os.kill(pid, signal.SIGKILL)
-            while sum(load.outcomes.values()) == load.outcomes["200"]:
-                await asyncio.sleep(0.01)
+            end = time.monotonic() + 90
+            while not (new := await asyncio.to_thread(replica_pids) - {pid}):
+                assert time.monotonic() < end, load.outcomes
+                await asyncio.sleep(0.2)
             load.versions.clear()
-            await until(load, "5", more=50)
+            await until(load, version, more=50)
+        assert len(new) == 1
         return load
 
     load = asyncio.run(work())
     print(f"killed replica: {dict(load.outcomes)}, slowest {load.slowest_s:.1f} s")
+    # The proxy does not repeat a request that the dying replica held: at most one a caller.
     assert set(load.outcomes) <= {"200", "500", "503"}, load.outcomes
     assert load.outcomes["500"] + load.outcomes["503"] <= 10
-    (new,) = replica_pids()
-    assert new != pid
 
 
 def test_the_state_counts_replicas(url: str) -> None:

@@ -141,8 +141,8 @@ def test_series_that_differ_get_maps_of_their_own() -> None:
     data = seasonal_set(n_series=2, length=3000, covariates=False)
     data = autoregressive(data, {0: [0.9], 1: [-0.9]}, seed=3)
     own, pooled = fit(data, 1, pooling="auto"), fit(data, 1, pooling="global")
-    assert own.owners.tolist() == [0, 1]
-    assert pooled.owners.tolist() == []
+    assert own.recipe.owners.tolist() == [0, 1]
+    assert pooled.recipe.owners.tolist() == []
     for series in (0, 1):
         # Both follow y[t] = 0.81 y[t-2] + noise of variance 1.81, which one map can know.
         assert error(own, data, series) < 0.8 * error(pooled, data, series)
@@ -263,6 +263,42 @@ def test_calendar_harmonics_tell_weekdays_apart() -> None:
         turns = power * angle[2:]
         expected = np.stack([np.cos(turns), np.sin(turns)], axis=1)
         np.testing.assert_allclose(columns[:, 2 * power - 2 : 2 * power], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["global", "per_series"])
+def test_a_refit_gives_the_maps_of_both_spans_together(pooling: str) -> None:
+    plain = seasonal_set(n_series=2, length=1500, covariates=False)
+    data = autoregressive(plain, {0: [0.9], 1: [-0.9]}, seed=3)
+    params: dict[str, Any] = {
+        "lags": 5,
+        "seasons": 1,
+        "ridge": 0.01,
+        "calendar": True,
+        "pooling": pooling,
+    }
+    fitted = fit(data, **params)
+    again = forecaster("ar").refit(fitted, data, Compute())
+    later = replace(data, train_end=data.valid_end, valid_end=data.lengths)
+    expected = fit(later, **params)
+    assert isinstance(again, FittedAR)
+    assert len(again.maps) == len(expected.maps) == (1 if pooling == "global" else 3)
+    for found, map_, before in zip(again.maps, expected.maps, fitted.maps, strict=True):
+        np.testing.assert_array_equal(found.values, map_.values)
+        np.testing.assert_array_equal(found.future, map_.future)
+        np.testing.assert_array_equal(found.bias, map_.bias)
+        assert np.abs(found.values - before.values).max() > 1e-4
+
+
+def test_a_refit_keeps_what_validation_has_chosen() -> None:
+    data = seasonal_set(n_series=2, length=3000, covariates=False)
+    data = autoregressive(data, {0: [0.9], 1: [-0.9]}, seed=3)
+    fitted = fit(data, 6)
+    assert len(np.unique(fitted.recipe.picks)) > 1
+    before, after = fitted.state(), forecaster("ar").refit(fitted, data, Compute()).state()
+    assert after[0] == before[0]
+    kept = ("picks", "owners", "center", "spread", "band_pooled", "band_own", "band_owners")
+    for name in kept:
+        np.testing.assert_array_equal(after[1][name], before[1][name])
 
 
 def test_missing_covariates_count_as_average() -> None:

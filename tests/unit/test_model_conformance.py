@@ -168,24 +168,110 @@ def test_values_after_the_origin_change_nothing(kind: str) -> None:
     assert found.quantiles.tobytes() == expected.quantiles.tobytes()
 
 
+def other_test_span(data: SeriesArrays) -> SeriesArrays:
+    """The same set up to the test span, with other values, gaps and past covariates in it."""
+    rng = np.random.default_rng(5)
+    held = np.zeros(len(data.y), dtype=bool)
+    for i in range(data.n_series):
+        held[data.rows(i)][data.valid_end[i] :] = True
+    return replace(
+        data,
+        y=np.where(held, 1e3 * rng.random(len(held)), data.y),
+        observed=np.where(held, rng.random(len(held)) < 0.5, data.observed),
+        past=np.where(held[:, None], np.float32(7), data.past),
+    )
+
+
 def test_the_test_span_has_no_influence_on_the_fit(kind: str) -> None:
     fit = usual(kind)
-    rng = np.random.default_rng(5)
-    held = np.zeros(len(fit.data.y), dtype=bool)
-    for i in range(fit.data.n_series):
-        held[fit.data.rows(i)][fit.data.valid_end[i] :] = True
-    changed = replace(
-        fit.data,
-        y=np.where(held, 1e3 * rng.random(len(held)), fit.data.y),
-        observed=np.where(held, rng.random(len(held)) < 0.5, fit.data.observed),
-        past=np.where(held[:, None], np.float32(7), fit.data.past),
-    )
-    values, arrays = fit.fitted.state()
-    other_values, other_arrays = fit_on(kind, changed).fitted.state()
+    assert_same_bits(fit.fitted, fit_on(kind, other_test_span(fit.data)).fitted)
+
+
+@cache
+def refitted(kind: str) -> Fitted:
+    fit = usual(kind)
+    return forecaster(kind).refit(fit.fitted, fit.data, Compute(seed=1))
+
+
+def assert_same_bits(one: Fitted, other: Fitted) -> None:
+    (values, arrays), (other_values, other_arrays) = one.state(), other.state()
     assert other_values == values
     assert other_arrays.keys() == arrays.keys()
     for name, array in arrays.items():
         assert other_arrays[name].tobytes() == array.tobytes(), name
+
+
+def test_a_refit_keeps_the_spec_and_the_statistics(kind: str) -> None:
+    fit = usual(kind)
+    assert refitted(kind).spec == fit.fitted.spec
+    assert refitted(kind).stats is fit.fitted.stats
+
+
+def test_a_refit_leaves_the_fitted_model_as_it_was(kind: str) -> None:
+    fit = fit_on(kind, usual(kind).data)
+    forecaster(kind).refit(fit.fitted, fit.data, Compute(seed=1))
+    assert_same_bits(usual(kind).fitted, fit.fitted)
+
+
+def test_a_refit_of_a_restored_model_gives_the_same_bits(kind: str, tmp_path: Path) -> None:
+    fit = usual(kind)
+    artifact.save(fit.fitted, tmp_path / "model")
+    loaded = artifact.load(tmp_path / "model")
+    assert_same_bits(refitted(kind), forecaster(kind).refit(loaded, fit.data, Compute(seed=1)))
+
+
+def test_a_refitted_model_is_saved_and_loaded(kind: str, tmp_path: Path) -> None:
+    artifact.save(refitted(kind), tmp_path / "model")
+    loaded = artifact.load(tmp_path / "model")
+    windows = usual(kind).windows()
+    expected, found = refitted(kind).forecast(windows), loaded.forecast(windows)
+    assert found.mean.tobytes() == expected.mean.tobytes()
+    assert found.quantiles.tobytes() == expected.quantiles.tobytes()
+
+
+def test_the_test_span_has_no_influence_on_a_refit(kind: str) -> None:
+    fit = usual(kind)
+    again = forecaster(kind).refit(fit.fitted, other_test_span(fit.data), Compute(seed=1))
+    assert_same_bits(refitted(kind), again)
+
+
+def test_another_set_is_refused_for_a_refit(kind: str) -> None:
+    fit = usual(kind)
+    with pytest.raises(DataError, match=rf"{kind}: the set has 2 series"):
+        forecaster(kind).refit(fit.fitted, fit.data.take([0, 2]), Compute())
+
+
+def with_a_new_effect(data: SeriesArrays) -> SeriesArrays:
+    """From the validation span on, the known event adds five times what it added before."""
+    y, event = data.y.copy(), data.contract.future.index("event")
+    for i in range(data.n_series):
+        rows = data.rows(i)
+        later = slice(rows.start + int(data.train_end[i]), rows.stop)
+        y[later] += 2.0 * 10.0 ** (i % 3) * data.future[later, event]
+    past = np.roll(y, 1).astype(np.float32)[:, None]
+    past[data.offsets[:-1]] = y[data.offsets[:-1], None]
+    return replace(data, y=y, past=past)
+
+
+def test_a_refit_learns_what_began_in_the_validation_span(kind: str) -> None:
+    plain = seasonal_set(length=900)
+    early = replace(plain, train_end=np.full(3, 360))
+    rows = [early.y[early.rows(i)][:360] for i in range(3)]
+    data = with_a_new_effect(replace(early, stats=stats_of(rows, 24)))
+    params = {"epochs": 6, "hidden": 16, "batch": 32, "lr": 0.01} if kind in QUICK else {}
+    fitted = fit_fully(kind, data, TASK, params)
+    series, origins = origins_in(data, "test", fitted.spec.lookback, TASK.horizon)
+    windows = windows_at(data, series, origins, fitted.spec.lookback, TASK.horizon)
+    actual = actuals_at(data, series, origins, TASK.horizon)
+    again = forecaster(kind).refit(fitted, data, Compute())
+    before, after = (
+        (np.abs(one.forecast(windows).mean - actual) / windows.scale[:, None]).mean()
+        for one in (fitted, again)
+    )
+    if kind == "seasonal_naive":
+        assert after == before
+    else:
+        assert after < 0.8 * before
 
 
 def test_an_unknown_parameter_is_refused_before_any_work(kind: str) -> None:

@@ -106,6 +106,38 @@ def test_the_level_of_the_last_steps_corrects_the_curve() -> None:
     assert moved[0, 0] > 3.0
 
 
+def test_a_refit_reaches_to_the_test_span_and_keeps_the_correction() -> None:
+    data = seasonal_set(n_series=2, length=600)
+    fitted = fitted_on(data)
+    again = ProphetPerSeries().refit(fitted, data, Compute())
+    # From the first to the last step of both spans.
+    np.testing.assert_array_equal(again.curves.span_us, (data.valid_end - 1) * HOUR)
+    assert again.level_share is fitted.level_share
+    assert again.band is fitted.band
+    assert again.seasonalities == fitted.seasonalities
+
+
+def test_a_series_that_a_refit_cannot_fit_keeps_its_curve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import flts_ray.models.prophet as module
+
+    data = seasonal_set(n_series=2, length=600)
+    fitted = fitted_on(data)
+
+    def refuse(table: pd.DataFrame, *rest: Any) -> dict[str, np.ndarray]:
+        if table["y"].mean() > 20:
+            raise RuntimeError("optimisation failed")
+        return _run_prophet(table, *rest)
+
+    monkeypatch.setattr(module, "_run_prophet", refuse)
+    again = ProphetPerSeries().refit(fitted, data, Compute())
+    windows = windows_at(data, np.array([0, 1]), np.array([500, 500]), 24, 24)
+    before, after = fitted.forecast(windows).mean, again.forecast(windows).mean
+    np.testing.assert_array_equal(after[1], before[1])
+    assert np.abs(after[0] - before[0]).max() > 0
+
+
 def test_a_series_that_stan_cannot_fit_falls_back_and_is_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -220,6 +220,32 @@ def test_forecast_does_not_depend_on_the_rest_of_the_batch(
     np.testing.assert_allclose(np.concatenate(alone), together, rtol=1e-11)
 
 
+def refit(model: Fitted, data: SeriesArrays) -> dict[str, np.ndarray]:
+    again = forecaster(model.spec.kind).refit(model, data, Compute(threads=1, seed=7))
+    return again.state()[1]
+
+
+def test_refit_without_epochs_changes_nothing(data: SeriesArrays) -> None:
+    model = fitted(data, {**SMALL, "epochs": 1, "refit_epochs": 0})
+    assert forecaster("gru").refit(model, data, Compute()) is model
+
+
+def test_refit_keeps_scaling_and_calibration(quick: Fitted, data: SeriesArrays) -> None:
+    before, after = quick.state()[1], refit(quick, data)
+    for name in before:
+        if name == "shift" or name.startswith("columns."):
+            np.testing.assert_array_equal(after[name], before[name])
+    assert np.abs(after["net.head.weight"] - before["net.head.weight"]).max() > 0
+
+
+def test_refit_solves_the_linear_map_with_the_penalty_it_had(data: SeriesArrays) -> None:
+    unchanged = replace(data, valid_end=data.train_end)
+    model = fitted(unchanged, {**SMALL, "epochs": 1})
+    linear = model.state()[1]["net.linear"]
+    np.testing.assert_array_equal(refit(model, unchanged)["net.linear"], linear)
+    assert np.abs(refit(model, data)["net.linear"] - linear).max() > 1e-4
+
+
 def _cut(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {**arrays, "net.head.weight": arrays["net.head.weight"][:-1]}
 
@@ -253,7 +279,16 @@ def test_restore_refuses_arrays_that_are_off(quick: Fitted, damage: Any, named: 
 
 @pytest.mark.parametrize(
     "change",
-    [{"hidden": 0}, {"hidden": "64"}, {"cell": "lstm"}, {"segment": 5}, {"centre": "x"}, {"a": 1}],
+    [
+        {"hidden": 0},
+        {"hidden": "64"},
+        {"cell": "lstm"},
+        {"segment": 5},
+        {"centre": "x"},
+        {"penalty": 0.0},
+        {"penalty": "1"},
+        {"a": 1},
+    ],
 )
 def test_restore_refuses_values_that_are_off(quick: Fitted, change: dict[str, Any]) -> None:
     values, arrays = quick.state()

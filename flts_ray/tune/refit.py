@@ -1,0 +1,140 @@
+"""The best trial of each kind, refitted on training and validation span together.
+
+Design choices: validation has chosen the settings, and its newest windows are the best there is
+to learn from before the test span, so the model that is judged and served has learned from them
+too; one task a kind, side by side, on the data that lies once in shared memory; a refit is a
+folder of its own beside the trial's model, which appears as a whole or not at all, so a resumed
+study finds what is done and the trial stays as it was scored; a refit that fails costs that kind
+its newest windows and the study nothing, because the trial's own model takes its place.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import structlog
+
+from flts_ray.config import Config
+from flts_ray.errors import ArtifactError
+from flts_ray.models import artifact
+from flts_ray.models.base import Compute, forecaster
+from flts_ray.prepare.arrays import SeriesArrays
+from flts_ray.tune.outcome import StudyResult, TrialOutcome, trial_folder
+from flts_ray.tune.study import trial_setting
+from flts_ray.tune.trial import describe
+
+Failure = str | None
+
+
+def refit_best(
+    study: StudyResult, data: SeriesArrays, folder: Path, config: Config
+) -> dict[str, Path]:
+    """Refit the best trial of each kind; the folder of the model to judge, by trial id.
+
+    folder: the study's own, as in `run_study`. A refitted model is left in
+    `folder/artifacts/<trial id>/refit`; one that is complete is not made again. Where a refit
+    fails, the trial's own artifact is returned and a warning is logged. Runs on Ray where it is
+    initialised, else in this process. Ctrl-C cancels what is running and is raised on.
+    """
+    folder = folder.resolve()
+    best = {outcome.trial_id: outcome for outcome in study.best_per_kind().values()}
+    left = {name: one for name, one in best.items() if not _complete(_place(folder, name))}
+    compute = trial_setting(config, data, folder).compute
+    run = _on_ray if left and _ray_runs() else _here
+    failed = run(left, data, folder, config, compute)
+    for name, error in failed.items():
+        structlog.get_logger().warning("refit_failed", trial=name, error=error)
+    return {
+        name: _own(outcome) if name in failed else _place(folder, name)
+        for name, outcome in best.items()
+    }
+
+
+def refit_trial(source: Path, target: Path, data: SeriesArrays, compute: Compute) -> Failure:
+    """Refit the model stored in `source` and store it in `target`. Returns what went wrong."""
+    try:
+        fitted = artifact.load(source)
+        refitted = forecaster(fitted.spec.kind).refit(fitted, data, compute)
+        artifact.save(refitted, target)
+    except Exception as error:  # noqa: BLE001 - models may raise anything; it is reported
+        return describe(error)
+    return None
+
+
+def _here(
+    left: Mapping[str, TrialOutcome],
+    data: SeriesArrays,
+    folder: Path,
+    config: Config,
+    compute: Compute,
+) -> dict[str, str]:
+    """Refit one after the other; the errors by trial id."""
+    return _failures(
+        left, lambda name, one: refit_trial(_own(one), _place(folder, name), data, compute)
+    )
+
+
+def _on_ray(
+    left: Mapping[str, TrialOutcome],
+    data: SeriesArrays,
+    folder: Path,
+    config: Config,
+    compute: Compute,
+) -> dict[str, str]:
+    """Refit side by side; the errors by trial id, those of lost workers among them."""
+    import ray
+
+    task = ray.remote(
+        num_cpus=config.tune.cpus_per_trial, num_gpus=config.tune.gpus_per_trial, max_retries=1
+    )(refit_trial)
+    shared = ray.put(data)
+    running = {
+        name: task.remote(_own(one), _place(folder, name), shared, compute)
+        for name, one in left.items()
+    }
+
+    def ended(name: str, _: TrialOutcome) -> Failure:
+        try:
+            return ray.get(running[name])
+        except ray.exceptions.RayError as error:
+            return f"the worker process was lost ({type(error).__name__})"
+
+    try:
+        return _failures(left, ended)
+    except BaseException:
+        for reference in running.values():
+            ray.cancel(reference, force=True)
+        raise
+
+
+def _failures(
+    left: Mapping[str, TrialOutcome], refit: Callable[[str, TrialOutcome], Failure]
+) -> dict[str, str]:
+    found = {name: refit(name, outcome) for name, outcome in left.items()}
+    return {name: error for name, error in found.items() if error is not None}
+
+
+def _ray_runs() -> bool:
+    # A process that never imported Ray has not initialised it, and importing it takes seconds.
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def _place(folder: Path, trial_id: str) -> Path:
+    return trial_folder(folder, trial_id) / "refit"
+
+
+def _own(outcome: TrialOutcome) -> Path:
+    assert outcome.artifact is not None  # a best trial has one
+    return outcome.artifact
+
+
+def _complete(place: Path) -> bool:
+    if not place.exists():
+        return False
+    try:
+        artifact.digest(place)
+    except ArtifactError:
+        return False
+    return True

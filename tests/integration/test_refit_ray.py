@@ -1,0 +1,80 @@
+"""Refits as tasks of a real local Ray: the same models, and an interrupt ends them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from structlog.testing import capture_logs
+
+from flts_ray.config import parse_config
+from flts_ray.models import artifact
+from flts_ray.models.base import Compute, Task, fit_fully, forecaster
+from flts_ray.tune.outcome import StudyResult, TrialOutcome, trial_folder
+from flts_ray.tune.refit import refit_best
+from tests.synthetic import seasonal_set
+
+pytestmark = pytest.mark.integration
+
+DATA = seasonal_set(n_series=2, length=400)
+CONFIG = parse_config({"name": "load", "data": {"path": "load.csv"}, "task": {"horizon": 6}})
+NETWORK = {"hidden": 4, "epochs": 1, "windows_per_epoch": 256, "batch": 32}
+PARAMS: dict[str, dict[str, Any]] = {"ar": {"lags": 24}, "gru": NETWORK}
+ENDLESS = {"gru": {**NETWORK, "refit_epochs": 10_000}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+def study(folder: Path, params: dict[str, dict[str, Any]]) -> StudyResult:
+    outcomes = []
+    for kind, chosen in params.items():
+        place = trial_folder(folder, f"{kind}-01") / "model-0001"
+        artifact.save(fit_fully(kind, DATA, Task(6, (0.1, 0.5, 0.9)), chosen), place)
+        outcomes.append(
+            TrialOutcome(f"{kind}-01", kind, chosen, "finished", valid_score=1.0, artifact=place)
+        )
+    return StudyResult("study", tuple(outcomes))
+
+
+def test_tasks_refit_what_this_process_would(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        found = refit_best(study(tmp_path, PARAMS), DATA, tmp_path, CONFIG)
+    assert logs == []
+    assert sorted(found) == ["ar-01", "gru-01"]
+    for name, place in found.items():
+        own = artifact.load(trial_folder(tmp_path, name) / "model-0001")
+        expected = forecaster(own.spec.kind).refit(own, DATA, Compute())
+        assert artifact.digest(place) == artifact.save(expected, tmp_path / "expected" / name)
+
+
+def test_an_interrupt_ends_the_tasks(tmp_path: Path) -> None:
+    trials = study(tmp_path, ENDLESS)
+    free = ray.available_resources()["CPU"]
+    interrupt = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        refit_best(trials, DATA, tmp_path, CONFIG)
+    while ray.available_resources().get("CPU", 0.0) < free:
+        time.sleep(0.1)  # ends with the test's own time limit where a task goes on
+    assert not (trial_folder(tmp_path, "gru-01") / "refit").exists()

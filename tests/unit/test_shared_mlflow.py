@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flts_ray.errors import Unavailable
+from flts_ray.local.mlflow_server import MlflowServer, answers
+from flts_ray.local.shared_mlflow import SharedMlflow, mlflow_in_use
+
+STAND_IN = """
+import http.server, sys
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Health).serve_forever()
+"""
+USER = """
+import sys, time
+from pathlib import Path
+from flts_ray.local.mlflow_server import MlflowServer
+from flts_ray.local.shared_mlflow import SharedMlflow
+stand_in = sys.argv[2]
+MlflowServer._command = lambda self, host: [sys.executable, "-c", stand_in, str(self.port)]
+shared = SharedMlflow(Path(sys.argv[1]))
+shared.start()
+print(shared.wait(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that starts in a tenth of a second and knows its health only."""
+
+    def command(self: MlflowServer, host: str) -> list[str]:
+        return [sys.executable, "-I", "-S", "-c", STAND_IN, str(self.port)]
+
+    monkeypatch.setattr(MlflowServer, "_command", command)
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[Callable[[], tuple[SharedMlflow, str]]]:
+    """Makes users of the folder in this process; all leave in the end."""
+    made: list[SharedMlflow] = []
+
+    def one() -> tuple[SharedMlflow, str]:
+        made.append(SharedMlflow(tmp_path))
+        made[-1].start()
+        return made[-1], made[-1].wait(30)
+
+    yield one
+    for shared in made:
+        shared.stop()
+
+
+User = Callable[[], tuple[SharedMlflow, str]]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < limit, "nothing happened within 20 s"
+        time.sleep(0.02)
+
+
+def test_the_server_lives_from_the_first_user_to_the_last(user: User, tmp_path: Path) -> None:
+    assert mlflow_in_use(tmp_path) is None
+    first, uri = user()
+    second, same = user()
+    assert same == uri == mlflow_in_use(tmp_path)
+    first.stop()
+    time.sleep(0.2)
+    assert answers(uri)
+    third, same = user()
+    assert same == uri
+    second.stop()
+    third.stop()
+    until(lambda: not answers(uri))
+    assert mlflow_in_use(tmp_path) is None
+
+
+def test_a_single_user_leaves_no_server_behind(user: User) -> None:
+    only, uri = user()
+    only.stop()
+    assert not answers(uri)
+    only.stop()
+
+
+def test_a_folder_is_used_again_after_it_was_left(user: User) -> None:
+    user()[0].stop()
+    again, uri = user()
+    assert answers(uri)
+    again.stop()
+    assert not answers(uri)
+
+
+def test_the_server_outlives_a_killed_starter_while_it_is_used(user: User, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", USER, str(tmp_path), STAND_IN]
+    starter = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert starter.stdout is not None
+    uri = starter.stdout.readline().strip()
+    second, same = user()
+    assert same == uri
+    starter.kill()
+    starter.wait()
+    time.sleep(0.2)
+    assert answers(uri)
+    second.stop()
+    until(lambda: not answers(uri))
+
+
+def test_a_user_starts_the_server_if_the_one_before_failed_to(tmp_path: Path) -> None:
+    first, second = SharedMlflow(tmp_path), SharedMlflow(tmp_path)
+    first.start()
+    second.start()
+    server = first._server
+    assert server is not None
+    pid = server._process._process.pid if server._process._process else 0
+    os.killpg(pid, 9)
+    try:
+        assert answers(second.wait(30))
+    finally:
+        first.stop()
+        second.stop()
+
+
+def test_a_server_that_never_answers_is_told_with_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleeps(self: MlflowServer, host: str) -> list[str]:
+        program = "import time; print('migrating', flush=True); time.sleep(60)"
+        return [sys.executable, "-c", program]
+
+    monkeypatch.setattr(MlflowServer, "_command", sleeps)
+    first, second = SharedMlflow(tmp_path), SharedMlflow(tmp_path)
+    first.start()
+    second.start()
+    try:
+        with pytest.raises(Unavailable, match=r"another command at http://127.*server\.log"):
+            second.wait(0.3)
+        until(lambda: "migrating" in (tmp_path / "server.log").read_text())
+        with pytest.raises(Unavailable, match="migrating"):
+            first.wait(0.1)
+    finally:
+        first.stop()
+        second.stop()
