@@ -26,7 +26,7 @@ from flts_ray.evaluate.backtest import Backtest, Origins
 from flts_ray.evaluate.finalists import Judged, best_on_validation, common_origins, judge_one
 from flts_ray.jobs.session import ray_cluster
 from flts_ray.narrate import ConsoleNarrator
-from flts_ray.pipeline import finalists_of, run_prepare
+from flts_ray.pipeline import refitted, run_prepare
 from flts_ray.prepare.arrays import SeriesArrays, actuals_at
 from flts_ray.services import Narrator
 from flts_ray.tune.outcome import study_id
@@ -102,7 +102,7 @@ def run(path: str, overrides: Sequence[str], narrator: Narrator) -> dict[str, An
     folder = Path(config.root) / "benchmark" / study_id(config, prepared.hash)
     with narrator.study() as show:
         study = run_study(config, data, folder, resume=True, on_progress=show)
-    finalists = finalists_of(config, study)
+    finalists = refitted(config, data, folder, study, narrator)
     judge = config.judge.model_copy(update={"stride": 1, "max_origins": 10**6})
     origins = common_origins(data, finalists, judge)
     judged = [judge_one(one, data, origins, judge, config.tune.seed) for one in finalists]

@@ -1,4 +1,4 @@
-"""The order of the steps: prepare, tune, judge, gate, promote.
+"""The order of the steps: prepare, tune, refit, judge, gate, promote.
 
 Design choices: the candidate is the best trial on the validation span and is named before the
 test span is looked at; that happens once, for it, the best of every other kind and the champion,
@@ -9,7 +9,7 @@ done: the tracking run holds everything by then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -36,9 +36,13 @@ from flts_ray.registry import ModelVersion
 from flts_ray.runs import StudyRuns
 from flts_ray.services import Narrator, Services
 from flts_ray.tune.outcome import StudyResult, read_outcomes, study_id
+from flts_ray.tune.refit import refit_best
 from flts_ray.tune.space import sample_trials
 from flts_ray.tune.study import run_study
 from flts_ray.tune.tracked import tracked_run
+
+REFIT_PATH = "refit"
+"""Where the run of a trial keeps the model that was judged."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ def train(
     folder = study_folder(config, services, prepared)
     with tracked_run(config, prepared.hash, folder, runs, resume=resume) as parent:
         study = run_tuning(config, data, folder, runs, parent, narrator)
-        finalists = finalists_of(config, study)
+        finalists = refitted(config, data, folder, study, narrator)
+        log_refits(runs, finalists)
         chosen = finalists.index(best_on_validation(finalists))
         judged, champion = judge_together(config, services, data, finalists, narrator)
         candidate = judged[chosen]
@@ -174,8 +179,18 @@ def run_tuning(
     return study
 
 
-def finalists_of(config: Config, study: StudyResult) -> list[Finalist]:
-    """The best trial of each kind on validation.
+def refitted(
+    config: Config, data: SeriesArrays, folder: Path, study: StudyResult, narrator: Narrator
+) -> list[Finalist]:
+    """The best trial of each kind, refitted up to the test span."""
+    narrator.step("Refit", "the best of each kind on training and validation span")
+    return finalists_of(config, study, refit_best(study, data, folder, config))
+
+
+def finalists_of(
+    config: Config, study: StudyResult, refits: Mapping[str, Path] | None = None
+) -> list[Finalist]:
+    """The best trial of each kind on validation, with its refitted model where there is one.
 
     Raises DataError, with what went wrong, if no trial of the gate's baseline is usable.
     """
@@ -188,10 +203,14 @@ def finalists_of(config: Config, study: StudyResult) -> list[Finalist]:
             field="gate.baseline",
             problems=errors[:5] or ["none has ended yet; `flts train --resume` goes on"],
         )
+    own = {o.trial_id: o.artifact for o in best.values() if o.artifact is not None}
+    folders = own | dict(refits or {})
     return [
-        Finalist(o.trial_id, artifact.load(o.artifact), o.artifact, o.run_id, o.valid_score)
-        for o in best.values()
-        if o.artifact is not None
+        Finalist(
+            name, artifact.load(folders[name]), folders[name], outcome.run_id, outcome.valid_score
+        )
+        for name, outcome in ((o.trial_id, o) for o in best.values())
+        if name in own
     ]
 
 
@@ -215,8 +234,16 @@ def judge_again(
         raise Unavailable(
             f"{config.name}: no study of this configuration in {folder}; `flts train` runs one"
         )
-    finalists = finalists_of(config, study)
-    return judge_together(config, services, prepared.arrays(), finalists, narrator)
+    data = prepared.arrays()
+    finalists = refitted(config, data, folder, study, narrator)
+    return judge_together(config, services, data, finalists, narrator)
+
+
+def log_refits(runs: StudyRuns, finalists: Sequence[Finalist]) -> None:
+    """The models that are judged, beside those of the trials."""
+    for finalist in finalists:
+        if finalist.run_id is not None:
+            runs.log_folder(finalist.run_id, finalist.folder, REFIT_PATH)
 
 
 def log_judged(runs: StudyRuns, judged: Sequence[Judged]) -> None:
@@ -247,4 +274,6 @@ def register(
             "--resume` logs what is missing"
         )
     tags = {"study": study.study_id, "trial": finalist.name}
-    return registry.add_version(finalist.folder, finalist.run_id, prepared.hash, tags)
+    return registry.add_version(
+        finalist.folder, finalist.run_id, prepared.hash, tags, artifact_path=REFIT_PATH
+    )

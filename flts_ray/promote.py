@@ -31,7 +31,7 @@ from flts_ray.evaluate.finalists import (
 )
 from flts_ray.evaluate.gate import Decision, judge
 from flts_ray.models import artifact
-from flts_ray.models.base import Compute, Task, fit_fully
+from flts_ray.models.base import Compute, Task, fit_fully, forecaster
 from flts_ray.panel import steps_after
 from flts_ray.prepare.arrays import SeriesArrays, windows_at
 from flts_ray.prepare.loading import PreparedSet, open_prepared
@@ -272,7 +272,8 @@ def fit_baseline(config: Config, data: SeriesArrays, folder: Path) -> Finalist:
     kind = config.gate.baseline
     plan = next(p for p in sample_trials(config.models, config.tune.seed) if p.kind == kind)
     compute = Compute(seed=config.tune.seed)
-    artifact.save(fit_fully(kind, data, task_of(config), plan.params, compute), folder)
+    fitted = fit_fully(kind, data, task_of(config), plan.params, compute)
+    artifact.save(forecaster(kind).refit(fitted, data, compute), folder)
     return Finalist(kind, artifact.load(folder), folder)
 
 

@@ -26,7 +26,13 @@ class Place:
     @property
     def env(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
-        return kept | {MARK: self.mark, "OMP_NUM_THREADS": "1", "COLUMNS": "160"} | self.extra
+        return {
+            **kept,
+            MARK: self.mark,
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "160",
+            **self.extra,
+        }
 
     def run(
         self, *command: str, expect: int = 0, timeout_s: float = 240

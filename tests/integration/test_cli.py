@@ -124,20 +124,21 @@ def test_the_history_holds_the_promotion(place: Place, trained: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def mlflow(trained: str, root: Path) -> Iterator[str]:
+def mlflow(trained: str, root: Path) -> Iterator[SharedMlflow]:
     """The folder's tracking server, kept alive by a user of its own."""
     shared = SharedMlflow(root / "mlflow")
     shared.start()
-    yield shared.wait()
+    shared.wait()
+    yield shared
     shared.stop()
 
 
-def test_backtest_judges_the_study_and_the_champion(place: Place, mlflow: str) -> None:
+def test_backtest_judges_the_study_and_the_champion(place: Place, mlflow: SharedMlflow) -> None:
     shown = place.flts("backtest", *SMALL).stdout
     assert [word for word in ("ar-01", "seasonal_naive-01", "version 1") if word not in shown] == []
 
 
-def test_promotions_that_cannot_be_are_told(place: Place, mlflow: str) -> None:
+def test_promotions_that_cannot_be_are_told(place: Place, mlflow: SharedMlflow) -> None:
     assert "is champion already" in place.flts("promote", "1", *SMALL).stdout
     assert "has no version 9" in place.flts("promote", "9", *SMALL, expect=2).stderr
     done = place.flts("rollback", *SMALL, expect=5)
@@ -146,15 +147,15 @@ def test_promotions_that_cannot_be_are_told(place: Place, mlflow: str) -> None:
     )
 
 
-def test_commands_share_the_running_tracking_server(place: Place, mlflow: str) -> None:
+def test_commands_share_the_running_tracking_server(place: Place, mlflow: SharedMlflow) -> None:
     shown = place.flts("status", *SMALL).stdout
-    assert f"{mlflow} ready" in shown
+    assert f"{mlflow.wait()} ready" in shown
     assert "version 1" in shown
     assert place.processes() == []
 
 
 @pytest.fixture(scope="module")
-def rows(place: Place, mlflow: str) -> list[dict[str, str]]:
+def rows(place: Place, mlflow: SharedMlflow) -> list[dict[str, str]]:
     """Forecasts of a known series, by the champion loaded for the command."""
     known = ["--series", "s0", "--origin", ORIGIN, "--horizon", "4", "--quantile", "0.9"]
     place.flts("forecast", *SMALL, *known, "--output", "out.csv")
@@ -172,7 +173,9 @@ def test_a_known_series_is_forecast_without_a_server(rows: list[dict[str, str]])
         assert abs(float(row["median"]) - truth) < 3
 
 
-def test_a_file_is_forecast_with_the_covariates_it_knows(place: Place, mlflow: str) -> None:
+def test_a_file_is_forecast_with_the_covariates_it_knows(
+    place: Place, mlflow: SharedMlflow
+) -> None:
     told = [line(name, h) for name in ("s0", "new") for h in range(200)]
     known = [line(name, h, with_y=False) for name in ("s0", "new") for h in range(200, 206)]
     write(place.folder / "new.csv", told + known)
@@ -187,12 +190,17 @@ def test_a_file_is_forecast_with_the_covariates_it_knows(place: Place, mlflow: s
     assert "no value for step 6 of the horizon" in done.stderr
 
 
-def test_refusals_of_the_model_are_code_2(place: Place, mlflow: str) -> None:
+def test_refusals_of_the_model_are_code_2(place: Place, mlflow: SharedMlflow) -> None:
     ask = ["forecast", *SMALL, "--origin", ORIGIN]
     done = place.flts(*ask, "--series", "s0", "--quantile", "0.999", expect=2)
     assert "quantiles[0]: 0.999 lies outside the model's levels" in done.stderr
     done = place.flts(*ask, "--series", "flat", expect=2)
     assert "flat is in quarantine: every value is 7" in done.stderr
+
+
+def test_the_tracking_server_ends_with_its_last_user(mlflow: SharedMlflow, root: Path) -> None:
+    mlflow.stop()
+    assert mlflow_in_use(root / "mlflow") is None
 
 
 def test_an_api_that_is_away_is_code_5(place: Place, config: None) -> None:
@@ -251,7 +259,9 @@ def test_other_commands_find_the_running_api(
 def test_ctrl_c_stops_it_and_all_it_started(
     place: Place, root: Path, served: subprocess.Popen[bytes]
 ) -> None:
-    assert any("raylet" in one for one in place.processes())
+    running = "\n".join(place.processes())
+    assert "raylet" in running
+    assert "mlflow server" in running
     served.send_signal(signal.SIGINT)
     assert served.wait(90) == 130
     until(lambda: not place.processes(), 20, "the end of everything it started")
@@ -264,16 +274,19 @@ def test_ctrl_c_stops_it_and_all_it_started(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_start_that_is_cut_short_leaves_nothing(
-    place: Place, trained: str, root: Path, number: signal.Signals
+    place: Place, config: None, number: signal.Signals
 ) -> None:
-    process = place.start([*FLTS, "train", *SMALL, "--set=name=cut"], "cut.log")
+    process = place.start([*FLTS, "train", *SMALL, "--set=root=cut"], "cut.log")
     starting = ("mlflow server", "gcs_server")
-    until(
-        lambda: all(any(s in one for one in place.processes()) for s in starting),
-        120,
-        "the start of MLflow and Ray",
-    )
-    process.send_signal(number)
-    assert process.wait(60) == (-9 if number == signal.SIGKILL else 130)
+    try:
+        until(
+            lambda: all(any(s in one for one in place.processes()) for s in starting),
+            120,
+            "the start of MLflow and Ray",
+        )
+        process.send_signal(number)
+        assert process.wait(60) == (-9 if number == signal.SIGKILL else 130)
+    finally:
+        process.kill()
     until(lambda: not place.processes(), 60, "the end of everything it started")
-    assert mlflow_in_use(root / "mlflow") is None
+    assert mlflow_in_use(place.folder / "cut" / "mlflow") is None

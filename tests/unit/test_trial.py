@@ -15,6 +15,7 @@ from flts_ray.models import artifact
 from flts_ray.models.base import (
     KINDS,
     Compute,
+    Fitted,
     Forecast,
     ModelSpec,
     Progress,
@@ -66,6 +67,9 @@ class Scripted:
                 raise ZeroDivisionError("by design")
             fitted = LastValue(spec, data.stats, float(offset))
             yield Progress(epoch, {"train_loss": float(epoch)}, fitted)
+
+    def refit(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> Fitted:
+        return fitted
 
     def restore(
         self,
