@@ -98,6 +98,7 @@ class FittedAR:
             "volatility": list(self.volatility),
             "penalties": list(self.recipe.grid.penalties),
             "calendars": list(self.recipe.grid.calendars),
+            "reaches": list(self.recipe.grid.reaches),
             "weights": list(self.recipe.weights),
         }
         arrays = {
@@ -169,6 +170,7 @@ class LinearAR:
         grid = Grid(
             tuple(float(penalty) for penalty in values["penalties"]),
             tuple(bool(calendar) for calendar in values["calendars"]),
+            tuple(int(reach) for reach in values["reaches"]),
         )
         weights = tuple(float(weight) for weight in values["weights"])
         maps = zip(arrays["values"], arrays["future"], arrays["bias"], strict=True)

@@ -1,11 +1,11 @@
 """Which of the fitted linear maps is kept, for each step and series.
 
-Design choices: validation chooses the penalty and the use of the calendar for each step, from
-errors averaged over neighbouring steps; a series borrows from the others (partial pooling, Gelman
-& Hill 2007): its map is fitted on its own windows and on those of all others at a weight that
-validation chooses for each step, from nothing to full; forecasts of training windows come from
-maps that were fitted without their quarter of the training span (cross-conformal prediction,
-Vovk 2015), so that they can calibrate as validation windows do.
+Design choices: validation chooses the penalty, the reach of the lags and the use of the calendar
+for each step, from errors averaged over neighbouring steps; a series borrows from the others
+(partial pooling, Gelman & Hill 2007): its map is fitted on its own windows and on those of all
+others at a weight that validation chooses for each step, from nothing to full; forecasts of
+training windows come from maps that were fitted without their quarter of the training span
+(cross-conformal prediction, Vovk 2015), so that they can calibrate as validation windows do.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import product
 from operator import add
 
 import numpy as np
@@ -29,6 +30,8 @@ MIN_OWN_TRAIN, MIN_OWN_VALID = 200, 50
 MAX_OWN_SERIES = 64
 MAX_OWN_ENTRIES = 2**24
 FOLDS = 4
+SHORT_REACH = 24
+"""Dense lags of the shorter map that is tried: the next steps often need no more."""
 BORROWED = (0.0, 0.01, 0.1, 1.0)
 """Weights of the other series' windows that are tried for a map of one series."""
 
@@ -39,13 +42,14 @@ class Grid:
 
     penalties: tuple[float, ...]
     calendars: tuple[bool, ...]
+    reaches: tuple[int, ...]
 
     @property
-    def settings(self) -> list[tuple[bool, float]]:
-        return [(calendar, ridge) for calendar in self.calendars for ridge in self.penalties]
+    def settings(self) -> list[tuple[bool, int, float]]:
+        return list(product(self.calendars, self.reaches, self.penalties))
 
     def maps(self, moments: Moments, layout: Layout) -> list[LinearMap]:
-        return maps_from(moments, layout, self.penalties, self.calendars)
+        return maps_from(moments, layout, self.penalties, self.calendars, self.reaches)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Recipe:
     @property
     def penalties(self) -> list[float]:
         """Penalty of each step of the pooled map."""
-        return [self.grid.settings[pick][1] for pick in self.picks[0]]
+        return [self.grid.settings[pick][2] for pick in self.picks[0]]
 
     @property
     def calendars(self) -> list[bool]:
@@ -94,7 +98,12 @@ class Choice:
 def choose(training: Sample, valid: Sample, layout: Layout, settings: Settings) -> Choice:
     """Fit every setting on training windows (one at least) and keep what validates best."""
     both = settings.calendar == "auto" and len(layout.calendar) > 0
-    grid = Grid(settings.ridge, (True, False) if both else (settings.calendar is not False,))
+    farthest = max((1, *layout.lags))
+    grid = Grid(
+        settings.ridge,
+        (True, False) if both else (settings.calendar is not False,),
+        (farthest, SHORT_REACH) if farthest > 2 * SHORT_REACH else (farthest,),
+    )
     rows = _eligible(training, valid, layout, settings)
     sums, total = _sums(training, rows, layout)
     pooled, picks = _best(grid.maps(total, layout), valid, layout, len(grid.settings))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -125,17 +126,25 @@ def moments_of(sample: Sample, layout: Layout) -> Moments:
 
 
 def maps_from(
-    moments: Moments, layout: Layout, penalties: Sequence[float], calendars: Sequence[bool]
+    moments: Moments,
+    layout: Layout,
+    penalties: Sequence[float],
+    calendars: Sequence[bool],
+    reaches: Sequence[int],
 ) -> list[LinearMap]:
-    """Fitted maps, all penalties without or with the calendar, then those of the other."""
+    """Fitted maps of every setting; penalties vary fastest, then reaches, then calendars.
+
+    A reach is the farthest dense lag that counts; seasonal lags and the mean always do.
+    """
     unit = np.eye(layout.lookback)
     shared, seasonal = shared_features(unit, layout), seasonal_features(unit, layout)
     first = seasonal.shape[2]
     maps = []
-    for calendar in calendars:
+    for calendar, reach in product(calendars, reaches):
         kept = np.ones(moments.step.shape[1], dtype=bool)
         kept[first : first + calendar_width(layout)] = calendar
-        for fit in solve(moments, penalties, kept):
+        near = np.asarray([*(lag <= reach for lag in layout.lags), True])
+        for fit in solve(moments, penalties, kept, near):
             values = shared @ fit.shared
             values += np.einsum("lhv,hv->lh", seasonal, fit.step[:, :first])
             maps.append(LinearMap(values, fit.step[:, first:], fit.bias))

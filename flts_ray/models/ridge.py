@@ -72,12 +72,15 @@ class Coefficients:
     bias: np.ndarray
 
 
-def solve(m: Moments, penalties: Sequence[float], kept: np.ndarray) -> list[Coefficients]:
-    """One fit a penalty, with the step features where `kept` (bool [p]) is True.
+def solve(
+    m: Moments, penalties: Sequence[float], kept: np.ndarray, near: np.ndarray | None = None
+) -> list[Coefficients]:
+    """One fit a penalty, with the step features where `kept` (bool [p]) is True and the shared
+    ones where `near` (bool [d], all by default) is.
 
     A penalty is a positive number in units of the windows' correlation matrix.
     """
-    z = _standardised(m, kept)
+    z = _standardised(m, kept, np.ones(len(m.shared), bool) if near is None else near)
     values, vectors = np.linalg.eigh(z.shared_shared)
     values = np.maximum(values, 0.0)
     cross = np.ascontiguousarray(np.tensordot(vectors.T, z.shared_step, 1).transpose(1, 0, 2))
@@ -94,13 +97,13 @@ def solve(m: Moments, penalties: Sequence[float], kept: np.ndarray) -> list[Coef
     return found
 
 
-def _standardised(m: Moments, kept: np.ndarray) -> Moments:
+def _standardised(m: Moments, kept: np.ndarray, near: np.ndarray) -> Moments:
     """Correlations instead of sums; `shared` and `step` become the reciprocal deviations."""
     shared, target = m.shared / m.n, m.target / m.n
     step = m.step[:, kept] / m.n
     shared_shared = m.shared_shared / m.n - np.outer(shared, shared)
     step_step = m.step_step[:, kept][:, :, kept] / m.n - step[:, :, None] * step[:, None, :]
-    by_shared = _reciprocal(np.diagonal(shared_shared), shared)
+    by_shared = _reciprocal(np.diagonal(shared_shared), shared) * near
     by_step = _reciprocal(np.diagonal(step_step, axis1=1, axis2=2), step)
     shared_step = m.shared_step[..., kept] / m.n - shared[:, None, None] * step
     return Moments(

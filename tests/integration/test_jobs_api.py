@@ -103,9 +103,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         until(up, 120, "the job API")
         yield Cluster(place, python, temp, jobs, f"127.0.0.1:{ports['port']}")
     finally:
-        # The whole group at once: asked alone, the head waits half a minute for its parts.
-        os.killpg(head.pid, signal.SIGTERM)
-        head.wait(60)
+        # Not SIGTERM: a head that has served drains its proxy for half a minute.
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
         until(lambda: not place.processes(), 60, "the end of the cluster")
         shutil.rmtree(temp, ignore_errors=True)
 
