@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from flts_ray.config import Config
 from flts_ray.errors import DataError
-from flts_ray.panel import Contract, steps_after, to_local_us
+from flts_ray.panel import Contract, steps_after
 from flts_ray.sources.inputs import find_inputs
 from flts_ray.sources.read import read_input
 
@@ -89,10 +89,9 @@ def _body(config: Config, name: str, rows: pa.Table, about: About) -> dict[str, 
 
 def _ahead_rows(ds_us: np.ndarray, end: int, about: About) -> np.ndarray:
     """Row that holds each step of the horizon, the last of several; -1 for none: int64 [H]."""
-    contract = about.contract
-    zone = contract.time_zone if contract.frequency.wall_clock else "UTC"
-    wall = to_local_us(ds_us[end - 1 :], zone)
-    steps = np.rint((wall - wall[0]) / contract.frequency.step_us).astype(np.int64)
+    step_us = about.contract.frequency.step_us
+    # Rounded, so a day of 23 or 25 hours is one step too.
+    steps = np.rint((ds_us[end - 1 :] - ds_us[end - 1]) / step_us).astype(np.int64)
     found = np.full(about.horizon, -1, np.int64)
     inside = np.flatnonzero((steps >= 1) & (steps <= about.horizon))
     found[steps[inside] - 1] = inside + end - 1

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import flts_ray
 from flts_ray.atomic_files import appearing
 from flts_ray.config import Config
 from flts_ray.errors import ArtifactError, Unavailable
@@ -132,11 +133,12 @@ def study_id(config: Config, prepared: str) -> str:
     """Name of the study of this configuration on this prepared set (its hash).
 
     Only what changes a trial or its score counts: a larger budget or other resources continue
-    the same study.
+    the same study, another version of this program does not.
     """
     free = {"budget_s", "cpus_per_trial", "gpus_per_trial"}
     tune = config.tune.model_dump(mode="json", exclude=free)
-    parts = [prepared, config.canonical("task", "models"), tune, config.judge.score]
+    models = config.canonical("task", "models")
+    parts = [flts_ray.__version__, prepared, models, tune, config.judge.score]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

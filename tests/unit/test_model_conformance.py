@@ -18,7 +18,8 @@ from tests.synthetic import seasonal_set, stats_of
 
 TASK = Task(6, (0.1, 0.3, 0.5, 0.7, 0.9))
 QUICK: dict[str, dict[str, Any]] = {
-    kind: {"epochs": 3, "hidden": 8, "windows_per_epoch": 1024} for kind in ("gru", "lstm")
+    kind: {"epochs": 3, "hidden": 8, "windows_per_epoch": 1024, "refit_epochs": 3}
+    for kind in ("gru", "lstm")
 }
 """Parameters that make a fit quick; kinds not named here are quick by default."""
 BATCH_RTOL = {"gru": 1e-5, "lstm": 1e-5}
@@ -258,7 +259,8 @@ def test_a_refit_learns_what_began_in_the_validation_span(kind: str) -> None:
     early = replace(plain, train_end=np.full(3, 360))
     rows = [early.y[early.rows(i)][:360] for i in range(3)]
     data = with_a_new_effect(replace(early, stats=stats_of(rows, 24)))
-    params = {"epochs": 6, "hidden": 16, "batch": 32, "lr": 0.01} if kind in QUICK else {}
+    trained = {"epochs": 6, "hidden": 16, "batch": 32, "lr": 0.01, "refit_epochs": 3}
+    params = trained if kind in QUICK else {}
     fitted = fit_fully(kind, data, TASK, params)
     series, origins = origins_in(data, "test", fitted.spec.lookback, TASK.horizon)
     windows = windows_at(data, series, origins, fitted.spec.lookback, TASK.horizon)

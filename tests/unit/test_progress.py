@@ -47,3 +47,10 @@ def test_without_a_terminal_only_changes_are_written() -> None:
 
 def test_the_lowest_score_leads() -> None:
     assert best_line(VIEW).plain.split()[1:] == ["gru", "0.2500", "ar", "0.5000"]
+
+
+def test_a_study_without_news_draws_no_bars() -> None:
+    screen = io.StringIO()
+    with StudyProgress(Console(file=screen, force_terminal=True, width=120)):
+        pass
+    assert "trials" not in screen.getvalue()

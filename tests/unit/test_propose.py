@@ -138,6 +138,12 @@ def test_a_row_number_names_no_series(tmp_path: Path) -> None:
     assert (guess.id, guess.targets) == (None, ("y",))
 
 
+def test_a_reading_names_no_series(tmp_path: Path) -> None:
+    rows = [(stamp(i), 10 * s + i % 9, s) for i in range(100) for s in range(3)]
+    guess = table(tmp_path, "ds,meter_reading,meter", rows)
+    assert (guess.id, guess.targets) == ("meter", ("meter_reading",))
+
+
 def test_labels_that_vary_beside_unique_times_name_no_series(tmp_path: Path) -> None:
     rows = [(stamp(i), load(i), ("sun", "rain")[i % 2]) for i in range(100)]
     assert table(tmp_path, "ds,kw,weather", rows).id is None

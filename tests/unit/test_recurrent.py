@@ -21,7 +21,13 @@ from tests.synthetic import seasonal_set, stats_of
 
 LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
 TASK = Task(horizon=12, levels=LEVELS)
-SMALL: dict[str, Any] = {"hidden": 16, "epochs": 3, "batch": 64, "windows_per_epoch": 1024}
+SMALL: dict[str, Any] = {
+    "hidden": 16,
+    "epochs": 3,
+    "batch": 64,
+    "windows_per_epoch": 1024,
+    "refit_epochs": 3,
+}
 LONGER = {**SMALL, "epochs": 6, "lr": 5e-3, "dropout": 0.0}
 
 

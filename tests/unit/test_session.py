@@ -187,6 +187,15 @@ def test_a_job_needs_a_root_that_outlives_its_working_folder(
             session.check_root(config_of(root))
 
 
+def test_a_session_of_a_job_looks_at_its_root_first(
+    events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match="root: "), session.open_session(config_of("relative")):
+        pytest.fail("it never opened")
+    assert events == []
+
+
 def test_what_is_set_in_the_environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"RAY_AUTH_MODE": "token"})
     set_for_ray(starts_cluster=False)
