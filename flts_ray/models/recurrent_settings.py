@@ -39,7 +39,7 @@ class Settings(BaseModel):
     """Epochs without a better validation loss before training stops."""
     refit_epochs: int = Field(0, ge=0, le=10_000)
     """Epochs of training and validation windows after the best epoch was chosen; 0: none, which
-    keeps the bands as they were calibrated. A few pay where the newest weeks are unlike the rest."""
+    keeps the bands as calibrated. A few pay where the newest weeks are unlike the rest."""
     windows_per_epoch: int = Field(8192, ge=1)
     mean_weight: float = Field(0.1, ge=0)
     """Weight of the mean's Huber loss beside the quantiles' pinball loss."""
