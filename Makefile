@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 EXIT ?=
+# Two OpenMP threads a process are slower than one as soon as both cores are busy.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test lint clean
 

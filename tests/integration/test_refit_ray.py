@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from structlog.testing import capture_logs
@@ -25,7 +26,13 @@ pytestmark = pytest.mark.integration
 
 DATA = seasonal_set(n_series=2, length=400)
 CONFIG = parse_config({"name": "load", "data": {"path": "load.csv"}, "task": {"horizon": 6}})
-NETWORK = {"hidden": 4, "epochs": 1, "windows_per_epoch": 256, "batch": 32}
+NETWORK = {
+    "hidden": 4,
+    "epochs": 1,
+    "windows_per_epoch": 256,
+    "batch": 32,
+    "refit_epochs": 1,
+}
 PARAMS: dict[str, dict[str, Any]] = {"ar": {"lags": 24}, "gru": NETWORK}
 ENDLESS = {"gru": {**NETWORK, "refit_epochs": 10_000}}
 
@@ -36,6 +43,7 @@ def cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=100 * 2**20,
@@ -64,8 +72,15 @@ def test_tasks_refit_what_this_process_would(tmp_path: Path) -> None:
     assert sorted(found) == ["ar-01", "gru-01"]
     for name, place in found.items():
         own = artifact.load(trial_folder(tmp_path, name) / "model-0001")
-        expected = forecaster(own.spec.kind).refit(own, DATA, Compute())
-        assert artifact.digest(place) == artifact.save(expected, tmp_path / "expected" / name)
+        expected = forecaster(own.spec.kind).refit(own, DATA, Compute()).state()
+        loaded = artifact.load(place).state()
+        assert loaded[0] == expected[0]
+        assert loaded[1].keys() == expected[1].keys()
+        # A worker runs on one BLAS thread, this process on any number: the last bits may differ.
+        for array, values in expected[1].items():
+            np.testing.assert_allclose(
+                loaded[1][array], values, rtol=1e-4, atol=1e-6, err_msg=array
+            )
 
 
 def test_an_interrupt_ends_the_tasks(tmp_path: Path) -> None:
