@@ -26,7 +26,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	  sys.exit(None if ok else f"Python 3.11 or 3.12 is needed, found {v}: make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable ".[demo,test]"
+	  --constraint constraints.txt --editable ".[demo,local,test]"
 	touch $@
 
 clean:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from flts_ray.config_stream import EventsConfig, IngestConfig, StreamConfig
 from flts_ray.errors import ConfigError
 from flts_ray.panel import Role
 from flts_ray.schema import (
@@ -45,8 +46,10 @@ Score = Literal["scaled_pinball", "composite", "mae", "rmse", "wape", "mase", "p
 class DataConfig(Section):
     """Where the raw table is and what its columns mean."""
 
-    path: Address | tuple[Address, ...]
+    path: Address | tuple[Address, ...] | None = None
     """File, folder or glob, local or `s3://`; or a list of them."""
+    snapshot: Literal["latest"] | Annotated[int, Field(ge=1)] | None = None
+    """In place of `path`: the table that was ingested from `stream`, newest or of this number."""
     test_path: Address | tuple[Address, ...] | None = None
     """Files whose rows are the test span; None: the last `split.test` share of each series."""
     format: Literal["auto", "csv", "parquet"] = "auto"
@@ -73,6 +76,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _layout(self) -> DataConfig:
+        if (self.path is None) == (self.snapshot is None):
+            raise ValueError("give either `path` (files) or `snapshot` (the ingested table)")
         if self.layout == "wide" and not self.targets:
             raise ValueError("layout wide needs `targets`, the list of target columns")
         if self.layout == "long" and self.targets:
@@ -256,6 +261,9 @@ class Config(Section):
     judge: JudgeConfig = JudgeConfig()
     gate: GateConfig = GateConfig()
     serve: ServeConfig = ServeConfig()
+    stream: StreamConfig = StreamConfig()
+    ingest: IngestConfig = IngestConfig()
+    events: EventsConfig = EventsConfig()
     mlflow: MlflowConfig = MlflowConfig()
     ray: RayConfig = RayConfig()
 

