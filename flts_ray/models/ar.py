@@ -23,12 +23,14 @@ from flts_ray.models.ar_choice import (
     Choice,
     Grid,
     Recipe,
+    Spans,
     choose,
     out_of_fold,
 )
 from flts_ray.models.ar_features import Layout, future_features
 from flts_ray.models.ar_map import LinearMap, Sample
-from flts_ray.models.ar_settings import Settings, layout_of, settings_of
+from flts_ray.models.ar_prior import Shrinkage
+from flts_ray.models.ar_settings import Settings, layout_of, reach_of, settings_of
 from flts_ray.models.base import (
     Compute,
     Fitted,
@@ -63,8 +65,8 @@ class FittedAR:
 
     def forecast(self, windows: Windows) -> Forecast:
         """See `Fitted.forecast`; any series can be forecast."""
-        calibrate.check_lookback(windows, self.layout.lookback)
-        windows, task = windows.last(self.layout.lookback), self.spec.task
+        calibrate.check_lookback(windows, self.spec.lookback)
+        windows, task = windows.last(self.spec.lookback), self.spec.task
         rows = calibrate.known_rows(windows.ids, self.stats)
         mean = np.empty((len(windows), task.horizon))
         quantiles = np.empty((*mean.shape, len(task.levels)))
@@ -77,7 +79,7 @@ class FittedAR:
         return Forecast(windows.ids, windows.origin_us, task.levels, mean, quantiles)
 
     def _mean(self, windows: Windows, scale: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        future = future_features(windows, self.layout)
+        future = future_features(windows, replace(self.layout, lookback=self.spec.lookback))
         slots = np.zeros(len(rows), dtype=np.int64)
         owners = self.recipe.owners
         if len(owners):
@@ -100,13 +102,16 @@ class FittedAR:
             "calendars": list(self.recipe.grid.calendars),
             "reaches": list(self.recipe.grid.reaches),
             "weights": list(self.recipe.weights),
+            "reach": self.recipe.reach,
+            "lookback": self.layout.lookback,
         }
         arrays = {
-            "values": np.stack([m.values for m in self.maps]),
+            "values": np.stack([m.reaching(self.spec.lookback).values for m in self.maps]),
             "future": np.stack([m.future for m in self.maps]),
             "bias": np.stack([m.bias for m in self.maps]),
             "picks": self.recipe.picks,
             "owners": self.recipe.owners,
+            "shrinkage": np.asarray([one.row() for one in self.recipe.shrinkage], np.float64),
             "center": self.layout.center,
             "spread": self.layout.spread,
         }
@@ -131,11 +136,19 @@ class LinearAR:
         """
         settings = settings_of(resolve_params(self, params))
         layout = layout_of(data, task.horizon, settings)
-        training = _training(data, layout, settings.max_windows)
-        valid = _sample(data, "validation", layout, min(MAX_VALID_WINDOWS, _most(layout)))
-        choice = choose(training, valid, layout, settings)
+        reach = reach_of(data, layout, settings)
+        seen = replace(layout, lookback=max(layout.lookback, reach))
+        training = _training(data, seen, settings.max_windows)
+        valid = _sample(data, "validation", seen, min(MAX_VALID_WINDOWS, _most(layout)))
+        spans = Spans(
+            training,
+            valid,
+            _sample(data, "train", seen, settings.max_windows),
+            _sample(data, "validation", seen, settings.max_windows),
+        )
+        choice = choose(spans, layout, settings, reach)
         reported = _reported(settings, layout, choice)
-        spec = ModelSpec(self.kind, task, layout.lookback, data.contract, reported)
+        spec = ModelSpec(self.kind, task, choice.lookback, data.contract, reported)
         fitted, metrics = _calibrated(spec, layout, choice, training, valid)
         yield Progress(1, metrics, fitted)
 
@@ -144,8 +157,10 @@ class LinearAR:
         assert isinstance(fitted, FittedAR)
         check_same_set(fitted, data)
         most = int(fitted.spec.params["max_windows"])
-        windows = _training(widened(data), fitted.layout, most)
-        return replace(fitted, maps=fitted.recipe.maps(windows, fitted.layout))
+        seen = replace(fitted.layout, lookback=fitted.spec.lookback)
+        windows = _training(widened(data), seen, most)
+        dense = _sample(windows.data, "train", seen, most)
+        return replace(fitted, maps=fitted.recipe.maps(windows, dense, fitted.layout))
 
     def restore(
         self,
@@ -158,7 +173,7 @@ class LinearAR:
         layout = Layout(
             lags=tuple(int(lag) for lag in values["lags"]),
             seasons=int(values["seasons"]),
-            lookback=spec.lookback,
+            lookback=int(values["lookback"]),
             horizon=spec.task.horizon,
             season=int(values["season"]),
             calendar=spec.contract.calendar,
@@ -179,7 +194,14 @@ class LinearAR:
             spec=spec,
             stats=stats,
             layout=layout,
-            recipe=Recipe(grid, arrays["picks"], arrays["owners"], weights),
+            recipe=Recipe(
+                grid,
+                arrays["picks"],
+                arrays["owners"],
+                weights,
+                int(values["reach"]),
+                tuple(Shrinkage.of_row(row) for row in arrays["shrinkage"]),
+            ),
             maps=[LinearMap(*parts) for parts in maps],
             volatility=(int(steps), float(power)),
             band=band,
@@ -212,13 +234,15 @@ def _training(data: SeriesArrays, layout: Layout, most: int) -> Sample:
 
 def _reported(settings: Settings, layout: Layout, choice: Choice) -> dict[str, Any]:
     """Parameters narrowed to what was chosen for the pooled map."""
-    lags, calendars = settings.lags, set(choice.recipe.calendars)
+    lags, pooled = settings.lags, choice.recipe.pooled()
+    calendars = {calendar for calendar, _ in pooled}
     if lags is None:
         lags = max((1, *layout.lags))
     return {
         "lags": lags if isinstance(lags, int) else list(lags),
         "seasons": layout.seasons,
-        "ridge": sorted(set(choice.recipe.penalties)),
+        "ridge": sorted({penalty for _, penalty in pooled} & {*settings.ridge} or settings.ridge),
+        "reach": choice.recipe.reach,
         "pooling": settings.pooling if len(choice.recipe.owners) else "global",
         "calendar": calendars.pop() if len(calendars) == 1 else "auto",
         "max_windows": settings.max_windows,
@@ -264,12 +288,13 @@ def _calibrated(
     spec: ModelSpec, layout: Layout, choice: Choice, training: Sample, valid: Sample
 ) -> tuple[FittedAR, dict[str, float]]:
     """Bands, and the volatility that makes them sharpest."""
-    levels, data = spec.task.levels, training.data
+    levels, data, pooled = spec.task.levels, training.data, choice.recipe.pooled()
     steps = min(max(12, layout.season // 8), layout.lookback - 1)
-    judged = Judged.of(valid, _chosen_mean(valid, layout, choice), layout, steps)
+    seen = replace(layout, lookback=choice.lookback)
+    judged = Judged.of(valid, _chosen_mean(valid, seen, choice), seen, steps)
     calibrating = judged
     if calibrate.validation_is_short(data) or len(valid.series) < MIN_VALID_WINDOWS:
-        calibrating += Judged.of(training, out_of_fold(training, layout, choice), layout, steps)
+        calibrating += Judged.of(training, out_of_fold(training, layout, choice), seen, steps)
     judged = judged if len(valid.series) else calibrating
     bands = [calibrating.band(i, levels) for i in range(len(POWERS))]
     losses = [calibrating.loss(band, i, levels) for i, band in enumerate(bands)]
@@ -287,8 +312,8 @@ def _calibrated(
     return fitted, {
         "valid_loss": judged.loss(bands[best], best, levels),
         "valid_mae": float(np.nanmean(error)),
-        "ridge": float(np.median(choice.recipe.penalties)),
-        "calendar": float(np.mean(choice.recipe.calendars)),
+        "ridge": float(np.median([penalty for _, penalty in pooled])),
+        "calendar": float(np.mean([calendar for calendar, _ in pooled])),
         "own_maps": float(len(choice.recipe.owners)),
     }
 

@@ -1,9 +1,10 @@
 """Which of the fitted linear maps is kept, for each step and series.
 
 Design choices: validation chooses the penalty, the reach of the lags and the use of the calendar
-for each step, from errors averaged over neighbouring steps; a series borrows from the others
-(partial pooling, Gelman & Hill 2007): its map is fitted on its own windows and on those of all
-others at a weight that validation chooses for each step, from nothing to full; forecasts of
+for each step, from errors averaged over neighbouring steps, and whether a step is better told by
+a map over a long history that is shrunk towards the season (`ar_prior.py`); a series borrows from
+the others (partial pooling, Gelman & Hill 2007): its map is fitted on its own windows and on those
+of all others at a weight that validation chooses for each step, from nothing to full; forecasts of
 training windows come from maps that were fitted without their quarter of the training span
 (cross-conformal prediction, Vovk 2015), so that they can calibrate as validation windows do.
 """
@@ -11,15 +12,23 @@ training windows come from maps that were fitted without their quarter of the tr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import product
+from itertools import pairwise, product
 from operator import add
 
 import numpy as np
 
 from flts_ray.models.ar_features import Layout
 from flts_ray.models.ar_map import LinearMap, Sample, maps_from, moments_of, scaled_errors
+from flts_ray.models.ar_prior import (
+    Shrinkage,
+    choose_borrowed,
+    choose_shrinkage,
+    folded,
+    long_layout,
+    shrunk_fit,
+)
 from flts_ray.models.ar_settings import Settings
 from flts_ray.models.ridge import Moments
 
@@ -30,10 +39,15 @@ MIN_OWN_TRAIN, MIN_OWN_VALID = 200, 50
 MAX_OWN_SERIES = 64
 MAX_OWN_ENTRIES = 2**24
 FOLDS = 4
+MAX_BLOCKS = 8
+T_QUANTILES = (3.078, 1.886, 1.638, 1.533, 1.476, 1.440, 1.415)
+"""90 % quantiles of Student's t for 2 to MAX_BLOCKS blocks."""
 SHORT_REACH = 24
 """Dense lags of the shorter map that is tried: the next steps often need no more."""
 BORROWED = (0.0, 0.01, 0.1, 1.0)
 """Weights of the other series' windows that are tried for a map of one series."""
+LONG_BORROWED = (0.01, 1.0)
+"""The same for a long map, each of which costs an eigendecomposition."""
 
 
 @dataclass(frozen=True)
@@ -58,32 +72,64 @@ class Recipe:
 
     Map 0 is pooled, map 1 + i is of the series in row `owners[i]`, int64 [k], rising.
     picks: int64 [1 + k, H], the setting of each step of each map as an index into
-    `grid.settings`; of a series' own map into those settings repeated for each of `weights`.
+    `grid.settings`; of a series' own map into those settings repeated for each of `weights`. The
+    index after the last one is the long map of that `shrinkage`, which sees `reach` steps.
     """
 
     grid: Grid
     picks: np.ndarray
     owners: np.ndarray
     weights: tuple[float, ...]
+    reach: int = 0
+    shrinkage: tuple[Shrinkage, ...] = ()
 
-    @property
-    def penalties(self) -> list[float]:
-        """Penalty of each step of the pooled map."""
-        return [self.grid.settings[pick][2] for pick in self.picks[0]]
+    def pooled(self) -> list[tuple[bool, float]]:
+        """Calendar and penalty of each step of the pooled map."""
+        settings = [(calendar, penalty) for calendar, _, penalty in self.grid.settings]
+        settings += [(False, one.penalty) for one in self.shrinkage[:1]]
+        return [settings[pick] for pick in self.picks[0]]
 
-    @property
-    def calendars(self) -> list[bool]:
-        """Whether each step of the pooled map uses the calendar."""
-        return [self.grid.settings[pick][0] for pick in self.picks[0]]
+    def maps(self, training: Sample, dense: Sample, layout: Layout) -> list[LinearMap]:
+        """The same maps fitted on these windows, of which every owner has one at least.
 
-    def maps(self, training: Sample, layout: Layout) -> list[LinearMap]:
-        """The same maps fitted on these windows, of which every owner has one at least."""
+        dense: the windows for the long maps, which cost less each.
+        """
         sums, total = _sums(training, [int(row) for row in self.owners], layout)
-        maps = [_assembled(self.grid.maps(total, layout), self.picks[0])]
-        for picks, mine in zip(self.picks[1:], sums.values(), strict=True):
-            own = _own_maps(self.grid, mine, total, self.weights, layout)
-            maps.append(_assembled(own, picks))
+        long, total_long = self.long(dense, layout)
+        maps = [self.fit(0, total, total, long, total_long, total_long, layout)]
+        for slot, (row, mine) in enumerate(sums.items(), start=1):
+            _, mine_long = self.long(dense.of(row), layout)
+            maps.append(self.fit(slot, mine, total, long, mine_long, total_long, layout))
         return maps
+
+    def long(self, sample: Sample, layout: Layout) -> tuple[Layout, Moments | None]:
+        """Layout of the long maps and a sample's moments for them; None where none is used."""
+        if not self.reach:
+            return layout, None
+        long = long_layout(layout, self.reach)
+        return long, moments_of(sample, long)
+
+    def fit(
+        self,
+        slot: int,
+        mine: Moments,
+        total: Moments,
+        long: Layout,
+        mine_long: Moments | None,
+        total_long: Moments | None,
+        layout: Layout,
+    ) -> LinearMap:
+        """The map of a slot from the moments of its own and of all windows."""
+        maps = (
+            _own_maps(self.grid, mine, total, self.weights, layout)
+            if slot
+            else self.grid.maps(mine, layout)
+        )
+        if mine_long is not None and total_long is not None:
+            setting = self.shrinkage[slot]
+            moments = _borrowing(mine_long, total_long, setting.borrowed) if slot else mine_long
+            maps.append(folded(shrunk_fit(moments, long, setting), layout))
+        return _assembled(maps, self.picks[slot])
 
 
 @dataclass(frozen=True)
@@ -94,33 +140,77 @@ class Choice:
     maps: list[LinearMap]
     total: Moments
 
+    @property
+    def lookback(self) -> int:
+        """Steps of history that the farthest map sees."""
+        return max(one.lookback for one in self.maps)
 
-def choose(training: Sample, valid: Sample, layout: Layout, settings: Settings) -> Choice:
-    """Fit every setting on training windows (one at least) and keep what validates best."""
-    both = settings.calendar == "auto" and len(layout.calendar) > 0
+
+@dataclass(frozen=True)
+class Spans:
+    """Windows of both spans; `dense` ones, more of the same, serve where only sums are kept."""
+
+    training: Sample
+    valid: Sample
+    dense_training: Sample
+    dense_valid: Sample
+
+
+def choose(spans: Spans, layout: Layout, settings: Settings, reach: int) -> Choice:
+    """Fit every setting on training windows (one at least) and keep what validates best.
+
+    reach: steps that the long maps see, 0 for none of them; windows have that many at least.
+    """
+    training, valid = spans.training, spans.valid
+    calendars = _calendars(layout, settings)
     farthest = max((1, *layout.lags))
-    grid = Grid(
-        settings.ridge,
-        (True, False) if both else (settings.calendar is not False,),
-        (farthest, SHORT_REACH) if farthest > 2 * SHORT_REACH else (farthest,),
-    )
+    reaches = (farthest, SHORT_REACH) if farthest > 2 * SHORT_REACH else (farthest,)
+    grid = Grid(settings.ridge, calendars, reaches)
+    weights = BORROWED if settings.pooling == "auto" else (0.0,)
     rows = _eligible(training, valid, layout, settings)
     sums, total = _sums(training, rows, layout)
-    pooled, picks = _best(grid.maps(total, layout), valid, layout, len(grid.settings))
-    weights = BORROWED if settings.pooling == "auto" else (0.0,)
-    own = {
-        row: _best(
-            _own_maps(grid, mine, total, weights, layout), valid.of(row), layout, len(grid.settings)
-        )
-        for row, mine in sums.items()
-    }
-    recipe = Recipe(
-        grid=grid,
-        picks=np.stack([picks, *(picked for _, picked in own.values())]),
-        owners=np.asarray(list(own), dtype=np.int64),
-        weights=weights,
-    )
-    return Choice(recipe, [pooled, *(fitted for fitted, _ in own.values())], total)
+    candidates = [grid.maps(total, layout)]
+    candidates += [_own_maps(grid, mine, total, weights, layout) for mine in sums.values()]
+    long, shrinkage = _long_maps(spans, layout, reach, rows)
+    judging = replace(layout, lookback=max(layout.lookback, reach)) if long else layout
+    pooled = _best([candidates[0], long[:1]], valid, judging, len(grid.settings))
+    kept = [pooled]
+    for slot, (row, maps) in enumerate(zip(rows, candidates[1:], strict=True), start=1):
+        families = [maps, long[slot : slot + 1]]
+        kept.append(_best(families, valid.of(row), judging, len(grid.settings), pooled[0]))
+    owned = [slot for slot, (_, picked) in enumerate(kept) if slot == 0 or picked[0] >= 0]
+    kept, candidates = [kept[slot] for slot in owned], [candidates[slot] for slot in owned]
+    shrinkage = tuple(shrinkage[slot] for slot in owned) if shrinkage else ()
+    rows = [rows[slot - 1] for slot in owned[1:]]
+    picks = np.stack([picked for _, picked in kept])
+    if not any((row == len(maps)).any() for row, maps in zip(picks, candidates, strict=True)):
+        reach, shrinkage = 0, ()
+    owners = np.asarray(rows, dtype=np.int64)
+    recipe = Recipe(grid, picks, owners, weights, reach, shrinkage)
+    return Choice(recipe, [fitted for fitted, _ in kept], total)
+
+
+def _calendars(layout: Layout, settings: Settings) -> tuple[bool, ...]:
+    if settings.calendar == "auto" and len(layout.calendar) > 0:
+        return (True, False)
+    return (settings.calendar is not False,)
+
+
+def _long_maps(
+    spans: Spans, layout: Layout, reach: int, rows: Sequence[int]
+) -> tuple[list[LinearMap], tuple[Shrinkage, ...]]:
+    """The long map of each slot, pooled first."""
+    if not reach or len(spans.valid.series) < MIN_VALID_WINDOWS:
+        return [], ()
+    long, training, valid = long_layout(layout, reach), spans.dense_training, spans.dense_valid
+    total = moments_of(training, long)
+    found = [choose_shrinkage(total, moments_of(valid, long), long)]
+    pooled = found[0][0]
+    for row in rows:
+        mine = moments_of(training.of(row), long)
+        variants = [(weight, _borrowing(mine, total, weight)) for weight in LONG_BORROWED]
+        found.append(choose_borrowed(variants, moments_of(valid.of(row), long), long, pooled))
+    return [folded(fit, layout) for _, fit in found], tuple(setting for setting, _ in found)
 
 
 def _sums(
@@ -139,9 +229,12 @@ def _own_maps(
     """Maps of one series: every setting for each weight of the other series' windows."""
     maps = []
     for weight in weights:
-        borrowed = mine if weight == 0.0 else mine + (total - mine) * weight
-        maps += grid.maps(borrowed, layout)
+        maps += grid.maps(_borrowing(mine, total, weight), layout)
     return maps
+
+
+def _borrowing(mine: Moments, total: Moments, weight: float) -> Moments:
+    return mine if weight == 0.0 else mine + (total - mine) * weight
 
 
 def _eligible(training: Sample, valid: Sample, layout: Layout, settings: Settings) -> list[int]:
@@ -159,24 +252,87 @@ def _eligible(training: Sample, valid: Sample, layout: Layout, settings: Setting
 
 
 def _best(
-    maps: list[LinearMap], valid: Sample, layout: Layout, settings: int
+    families: Sequence[Sequence[LinearMap]],
+    valid: Sample,
+    layout: Layout,
+    settings: int,
+    pooled: LinearMap | None = None,
 ) -> tuple[LinearMap, np.ndarray]:
-    """The map put together from the best one of each step, and which those are."""
+    """The map put together from the best one of each step, and which those are.
+
+    Maps come from the last family alone unless others, or all together, are better by more than
+    chance (a one-sided t test at 10 %) on blocks of the validation span that did not choose them;
+    for a series, `pooled` is what has to be beaten, and -1 its pick.
+    """
+    maps = [one for family in families for one in family]
     if len(valid.series) < MIN_VALID_WINDOWS:
         picks = np.full(layout.horizon, min(settings, len(maps)) // 2, dtype=np.int64)
-    else:
-        errors = scaled_errors(maps, valid, layout)
-        reach = max(1, layout.horizon // 8)
-        before = np.concatenate([np.zeros((len(maps), 1)), np.cumsum(errors, axis=1)], axis=1)
-        steps = np.arange(layout.horizon)
-        low, high = np.maximum(steps - reach, 0), np.minimum(steps + reach + 1, layout.horizon)
-        # The next step is what most users look at first: its own errors decide.
-        high[0] = 1
-        picks = ((before[:, high] - before[:, low]) / (high - low)).argmin(axis=0)
+        return _assembled(maps, picks), picks
+    sets = _sets_of([len(family) for family in families])
+    judged = [*maps, pooled] if pooled is not None else maps
+    blocks = _blocks(valid, layout.horizon)
+    errors = np.stack([scaled_errors(judged, block, layout) for block in blocks])
+    weights = np.asarray([len(block.series) for block in blocks], dtype=np.float64)
+    crossed = np.stack([_crossed(errors, weights, allowed) for allowed in sets])
+    held = errors[:, -1].mean(axis=1) if pooled is not None else crossed[0]
+    gain = held - crossed
+    doubt = T_QUANTILES[len(blocks) - 2] / np.sqrt(len(blocks))
+    sure = gain.mean(axis=1) - doubt * gain.std(axis=1, ddof=1)
+    best = int(np.argmax(np.where(sure > 0, gain.mean(axis=1), -np.inf)))
+    if sure.max() <= 0 and pooled is not None:
+        return pooled, np.full(layout.horizon, -1)
+    allowed = sets[best] if sure.max() > 0 else sets[0]
+    picks = _picks(np.average(errors, axis=0, weights=weights), allowed)
     return _assembled(maps, picks), picks
 
 
+def _crossed(errors: np.ndarray, weights: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Error on each block of the picks that the other blocks make: float64 [blocks].
+
+    errors: [blocks, maps, H]; weights: [blocks].
+    """
+    steps = np.arange(errors.shape[2])
+    total = (errors * weights[:, None, None]).sum(axis=0)
+    found = []
+    for one, weight in zip(errors, weights, strict=True):
+        others = (total - one * weight) / max(weights.sum() - weight, 1.0)
+        found.append(one[_picks(others, allowed), steps].mean())
+    return np.asarray(found)
+
+
+def _sets_of(sizes: Sequence[int]) -> list[np.ndarray]:
+    """Indices of the maps of each family, the last first, then of all together."""
+    borders = np.concatenate([[0], np.cumsum(sizes)])
+    found = [np.arange(low, high) for low, high in pairwise(borders) if high > low][::-1]
+    return [*found, np.arange(borders[-1])] if len(found) > 1 else found
+
+
+def _blocks(sample: Sample, horizon: int) -> list[Sample]:
+    """The windows of consecutive parts of each series, a horizon long and two at least."""
+    _, first, count = np.unique(sample.series, return_index=True, return_counts=True)
+    last = sample.origins[first + count - 1]
+    length = float(np.median(last - sample.origins[first] + 1))
+    blocks = int(np.clip(length // horizon, 2, MAX_BLOCKS))
+    rank = np.arange(len(sample.series)) - np.repeat(first, count)
+    block = rank * blocks // np.repeat(count, count)
+    return [sample.where(block == i) for i in np.unique(block)]
+
+
+def _picks(errors: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """For each step, the allowed map with the smallest error over neighbouring steps: [H]."""
+    horizon = errors.shape[1]
+    reach = max(1, horizon // 8)
+    before = np.cumsum(np.pad(errors[allowed], ((0, 0), (1, 0))), axis=1)
+    steps = np.arange(horizon)
+    low, high = np.maximum(steps - reach, 0), np.minimum(steps + reach + 1, horizon)
+    # The next step is what most users look at first: its own errors decide.
+    high[0] = 1
+    return np.asarray(allowed[((before[:, high] - before[:, low]) / (high - low)).argmin(axis=0)])
+
+
 def _assembled(maps: Sequence[LinearMap], picks: np.ndarray) -> LinearMap:
+    farthest = max(maps[pick].lookback for pick in picks)
+    maps = [one.reaching(farthest) if one.lookback < farthest else one for one in maps]
     return LinearMap(
         values=np.stack([maps[p].values[:, h] for h, p in enumerate(picks)], axis=1),
         future=np.stack([maps[p].future[h] for h, p in enumerate(picks)]),
@@ -189,30 +345,45 @@ def out_of_fold(training: Sample, layout: Layout, choice: Choice) -> np.ndarray:
 
     A sample too small to be divided is forecast by the pooled map itself.
     """
-    mean = _out_of_fold(training, layout, choice, 0)
+    mean = _out_of_fold(training, training, layout, choice, 0)
     for slot, row in enumerate(choice.recipe.owners, start=1):
-        mean[training.series == row] = _out_of_fold(training.of(row), layout, choice, slot)
+        mean[training.series == row] = _out_of_fold(
+            training.of(row), training, layout, choice, slot
+        )
     return mean
 
 
-def _out_of_fold(sample: Sample, layout: Layout, choice: Choice, slot: int) -> np.ndarray:
+def _out_of_fold(
+    sample: Sample, training: Sample, layout: Layout, choice: Choice, slot: int
+) -> np.ndarray:
     folds = _folds(sample.series)
     parts = [sample.where(folds == fold) for fold in np.unique(folds)]
     mean = np.empty((len(folds), layout.horizon))
+    judging = replace(layout, lookback=choice.lookback)
     if len(parts) < 2:
-        return choice.maps[slot].over(sample, layout)
+        return choice.maps[slot].over(sample, judging)
     recipe = choice.recipe
     sums = [moments_of(part, layout) for part in parts]
+    long = [recipe.long(part, layout) for part in parts]
+    total_long = recipe.long(training, layout)[1]
     for i, part in enumerate(parts):
         others = reduce(add, sums[:i] + sums[i + 1 :])
-        maps = (
-            _own_maps(recipe.grid, others, choice.total - sums[i], recipe.weights, layout)
-            if slot
-            else recipe.grid.maps(others, layout)
+        others_long = [one for j, (_, one) in enumerate(long) if j != i and one is not None]
+        fitted = recipe.fit(
+            slot,
+            others,
+            choice.total - sums[i],
+            long[i][0],
+            reduce(add, others_long) if others_long else None,
+            _less(total_long, long[i][1]),
+            layout,
         )
-        fitted = _assembled(maps, recipe.picks[slot])
-        mean[folds == np.unique(folds)[i]] = fitted.over(part, layout)
+        mean[folds == np.unique(folds)[i]] = fitted.over(part, judging)
     return mean
+
+
+def _less(total: Moments | None, part: Moments | None) -> Moments | None:
+    return None if total is None or part is None else total - part
 
 
 def _folds(series: np.ndarray) -> np.ndarray:

@@ -25,8 +25,8 @@ class Layout:
     """Which features there are.
 
     lags: steps before the origin, 2 and more (lag 1 is the reference); seasons: how many seasonal
-    lags; lookback, horizon, season: steps; calendar: names of the calendar columns, of which only
-    those in `shown` count.
+    lags; lookback, horizon, season: steps; calendar: names of the calendar columns (empty where
+    the features have none), of which only those in `shown` count.
     center, spread: float64 [K], training mean and deviation of each known covariate.
     """
 
@@ -77,11 +77,16 @@ def seasonal_features(values: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def future_features(windows: Windows, layout: Layout) -> np.ndarray:
-    """Calendar, then known covariates of each step: float64 [n, H, r], no NaN."""
+    """Calendar, then known covariates of each step: float64 [n, H, r], no NaN.
+
+    The windows reach back `layout.lookback` steps.
+    """
     future = windows.future.astype(np.float64)
-    split = len(layout.calendar)
-    told = np.asarray([name in layout.shown for name in layout.calendar], dtype=np.float64)
-    columns = [_harmonics(future[:, layout.lookback :, :split] * told, layout.calendar)]
+    split = len(windows.contract.calendar)
+    columns = [np.zeros((len(windows), layout.horizon, 0))]
+    if layout.calendar:
+        told = np.asarray([name in layout.shown for name in layout.calendar], dtype=np.float64)
+        columns = [_harmonics(future[:, layout.lookback :, :split] * told, layout.calendar)]
     if future.shape[2] > split:
         known = np.nan_to_num((future[..., split:] - layout.center) / layout.spread)
         known = np.concatenate([known, known**2], axis=2)

@@ -9,7 +9,7 @@ one over the scale squared and makes one map serve all of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -40,12 +40,20 @@ class LinearMap:
     future: np.ndarray
     bias: np.ndarray
 
+    @property
+    def lookback(self) -> int:
+        return len(self.values)
+
+    def reaching(self, lookback: int) -> LinearMap:
+        """The same map of a longer history, whose older part counts nothing."""
+        return replace(self, values=np.pad(self.values, ((lookback - self.lookback, 0), (0, 0))))
+
     def mean(self, y: np.ndarray, scale: np.ndarray, future: np.ndarray) -> np.ndarray:
         """Expected values, float64 [n, H], in the units of `y`.
 
-        y: [n, L]; scale: [n]; future: [n, H, r] of `future_features`.
+        y: [n, L or more]; scale: [n]; future: [n, H, r] of `future_features`.
         """
-        moved = _in_blocks(deviations(y), self.values)
+        moved = _in_blocks(deviations(y[:, -self.lookback :]), self.values)
         told = np.einsum("nhr,hr->nh", future, self.future) + self.bias
         return np.asarray(y[:, -1:] + moved + scale[:, None] * told)
 
@@ -152,7 +160,10 @@ def maps_from(
 
 
 def scaled_errors(maps: Sequence[LinearMap], sample: Sample, layout: Layout) -> np.ndarray:
-    """Mean absolute scaled error of each map at each step: float64 [maps, H]."""
+    """Mean absolute scaled error of each map at each step: float64 [maps, H].
+
+    The layout's lookback is that of the farthest map.
+    """
     actual = sample.actuals(layout.horizon)
     missed = np.zeros((len(maps), layout.horizon))
     for part, windows, scale, future in sample.chunks(layout):

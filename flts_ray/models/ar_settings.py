@@ -21,6 +21,9 @@ from flts_ray.prepare.calendar import shown_columns
 LONGEST_DENSE = 336
 SHORTEST_DENSE = 28
 MOST_SEASONS = 7
+LONGEST_REACH = 720
+SPANS = 4
+"""The training span holds at least this many times what a long map sees."""
 
 
 class Settings(BaseModel):
@@ -34,6 +37,9 @@ class Settings(BaseModel):
     """Seasonal lags; None: as many as fit 336 steps, one at least and seven at most."""
     ridge: tuple[float, ...] = (1e-6, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
     """Penalties to choose from, in units of the windows' correlations."""
+    reach: int | None = Field(None, ge=0)
+    """Steps seen by the maps that are shrunk towards the season; None: a quarter of the training
+    span, at most 720, and none where `lags` says how far to look; 0: no such maps."""
     pooling: Literal["auto", "global", "per_series"] = "auto"
     """One map for all series, or one of its own for each with enough windows."""
     calendar: Literal["auto"] | bool = "auto"
@@ -108,6 +114,17 @@ def layout_of(data: SeriesArrays, horizon: int, settings: Settings) -> Layout:
         spread=np.where(spread > 0, spread, 1.0),
         shown=shown_columns(contract.calendar, contract.freq, int(data.train_end.max(initial=0))),
     )
+
+
+def reach_of(data: SeriesArrays, layout: Layout, settings: Settings) -> int:
+    """Steps that the long maps see, 0 where there shall be none."""
+    if settings.reach is not None:
+        return settings.reach if settings.reach >= 2 else 0
+    if settings.lags is not None:
+        return 0
+    room = float(np.median(data.train_end)) - layout.horizon
+    reach = min(LONGEST_REACH, int(room) // SPANS)
+    return reach if reach > layout.season + 1 else 0
 
 
 def _training_rows(data: SeriesArrays) -> np.ndarray:

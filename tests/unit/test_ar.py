@@ -221,7 +221,7 @@ def test_many_settings_are_one_fit_and_the_choice_is_reported() -> None:
 
 def test_validation_chooses_the_penalty() -> None:
     data = seasonal_set(noise=1.0, n_series=1, covariates=False)
-    fitted = fit(data, ridge=[1e-6, 10.0], calendar=False)
+    fitted = fit(data, ridge=[1e-6, 10.0], calendar=False, reach=0)
     assert fitted.spec.params["ridge"] == [10.0]
 
 
