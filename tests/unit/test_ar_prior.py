@@ -160,20 +160,20 @@ def test_the_choice_is_the_best_setting_on_validation() -> None:
 
 def fitted_set(**params: object) -> tuple[FittedAR, SeriesArrays]:
     data = seasonal_set(n_series=2, length=1500, noise=2.0, covariates=False)
-    fitted = fit_fully("ar", data, Task(12, LEVELS), {"reach": 120, **params})
+    fitted = fit_fully("ar", data, Task(12, LEVELS), {"reach": 200, **params})
     assert isinstance(fitted, FittedAR)
     return fitted, data
 
 
 def test_a_long_map_serves_where_only_the_season_tells() -> None:
     fitted, data = fitted_set()
-    assert fitted.spec.lookback == fitted.recipe.reach == 120
+    assert fitted.spec.lookback == fitted.recipe.reach == 200
     short, _ = fitted_set(reach=0)
     assert short.recipe.reach == 0
     errors = []
     for one in (fitted, short):
-        series, origins = origins_in(data, "test", 120, 12)
-        windows = windows_at(data, series, origins, 120, 12)
+        series, origins = origins_in(data, "test", 200, 12)
+        windows = windows_at(data, series, origins, 200, 12)
         at = (data.offsets[series] + origins)[:, None] + np.arange(12)
         errors.append(np.abs(data.y[at] - one.forecast(windows).mean).mean())
     assert errors[0] <= 1.02 * errors[1]
