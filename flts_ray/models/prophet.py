@@ -1,10 +1,10 @@
 """Prophet, one fit a series, many series side by side.
 
 Design choices: Stan runs while fitting only, forecasts are `prophet_curve.evaluate`; Prophet
-looks at the clock and not at the last values, so its forecast is corrected by a share of the
-recent residual level (window and share per step chosen on the validation span); quantiles come
-from validation residuals, not from Prophet's simulation, so they cost nothing and are calibrated;
-a series that Stan cannot fit falls back to its training mean and is counted in the metrics.
+looks at the clock and not at the last values, so its forecast is corrected by what it has missed
+of late (`prophet_level.py`); quantiles come from validation residuals, not from Prophet's
+simulation, so they cost nothing and are calibrated; a series that Stan cannot fit falls back to
+its training mean and is counted in the metrics.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from flts_ray.models.base import (
 from flts_ray.models.base import resolve_params as resolve
 from flts_ray.models.calibrate import (
     ResidualQuantiles,
+    check_lookback,
     known_rows,
     residual_quantiles,
     sample_origins,
@@ -38,6 +39,12 @@ from flts_ray.models.calibrate import (
     series_scale,
 )
 from flts_ray.models.prophet_curve import Curves, Seasonality, evaluate
+from flts_ray.models.prophet_level import (
+    Correction,
+    candidates,
+    default_windows,
+    fit_correction,
+)
 from flts_ray.panel import US_PER_DAY, Contract, steps_after, to_local_us
 from flts_ray.prepare.arrays import (
     SeriesArrays,
@@ -82,7 +89,7 @@ class FittedProphet:
     stats: SeriesStats
     seasonalities: tuple[Seasonality, ...]
     curves: Curves
-    level_share: np.ndarray
+    correction: Correction
     band: ResidualQuantiles
 
     def forecast(self, windows: Windows) -> Forecast:
@@ -106,11 +113,12 @@ class FittedProphet:
         return rows
 
     def point(self, windows: Windows) -> np.ndarray:
-        """Corrected curve, float64 [n, H]: curve + share_h * mean recent residual."""
+        """Corrected curve, float64 [n, H]."""
+        check_lookback(windows, self.spec.lookback)
         windows = windows.last(self.spec.lookback)
         curve = self.curve(windows)
         back = windows.y - curve[:, : self.spec.lookback]
-        return curve[:, self.spec.lookback :] + back.mean(axis=1)[:, None] * self.level_share
+        return curve[:, self.spec.lookback :] + self.correction.apply(back)
 
     def curve(self, windows: Windows) -> np.ndarray:
         """The uncorrected curve over lookback and horizon: float64 [n, L + H]."""
@@ -140,9 +148,15 @@ class FittedProphet:
         return curve
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        values = {"seasonalities": [[s.name, s.period, s.order] for s in self.seasonalities]}
+        correction = self.correction
+        values: dict[str, Any] = {
+            "seasonalities": [[s.name, s.period, s.order] for s in self.seasonalities],
+            "level_window": correction.window,
+            "phase_cycles": correction.cycles,
+        }
         curves = {f"curve_{name}": array for name, array in self.curves.arrays().items()}
-        return values, curves | self.band.arrays() | {"level_share": self.level_share}
+        shares = {"level_share": correction.level, "phase_share": correction.phase}
+        return values, curves | self.band.arrays() | shares
 
 
 class ProphetPerSeries:
@@ -154,7 +168,7 @@ class ProphetPerSeries:
         "seasonality_mode": "additive",
         "n_changepoints": 25,
         "max_history": 20_000,
-        "level_windows": (1, 6, 24),
+        "level_windows": None,
     }
 
     def fit(
@@ -192,7 +206,13 @@ class ProphetPerSeries:
             stats,
             tuple(Seasonality(*raw) for raw in values["seasonalities"]),
             Curves(**curves),
-            arrays["level_share"],
+            Correction(
+                int(values["level_window"]),
+                int(values["phase_cycles"]),
+                spec.contract.season,
+                arrays["level_share"],
+                arrays["phase_share"],
+            ),
             ResidualQuantiles.from_arrays(arrays),
         )
 
@@ -321,55 +341,37 @@ def correct_level(
     seasonalities: tuple[Seasonality, ...],
     curves: Curves,
 ) -> tuple[FittedProphet, float]:
-    """Choose the residual window and its share per step on validation; calibrate the bands.
+    """Choose the correction on validation; calibrate the bands.
 
-    The share is the least-squares coefficient of the error h steps ahead on the mean residual of
-    the last w steps, kept within [0, 1]; w is the one with the smallest scaled squared error.
-    Returns the fitted model and its scaled validation pinball loss.
+    Returns the fitted model and its scaled validation pinball loss. Raises DataError without a
+    validation window.
     """
-    candidates = sorted({int(w) for w in params["level_windows"]})
+    season = data.contract.season
+    windows_tried = tuple(params["level_windows"] or default_windows(season))
+    longest = int(np.median(data.train_end)) // 4
+    pairs = list(candidates(windows_tried, season, max(longest, min(windows_tried))))
+    lookback = max(max(window, cycles * season) for window, cycles in pairs)
     series, origins = sample_origins(
-        data, "validation", candidates[-1], task.horizon, MAX_VALIDATION_WINDOWS
+        data, "validation", lookback, task.horizon, MAX_VALIDATION_WINDOWS
     )
     if not len(series):
         raise DataError(
-            f"prophet: no validation window of {candidates[-1]} + {task.horizon} steps without "
+            f"prophet: no validation window of {lookback} + {task.horizon} steps without "
             "gaps; shorten task.horizon or enlarge split.validation",
             field="task.horizon",
         )
     actual = actuals_at(data, series, origins, task.horizon)
-    tried = []
-    for window in candidates:
-        spec = ModelSpec("prophet", task, window, data.contract, {**params}, True)
-        no_band = ResidualQuantiles(np.zeros((0, 0)), np.zeros((0, 0, 0)), np.zeros(0, np.int64))
-        plain = FittedProphet(
-            spec, data.stats, seasonalities, curves, np.zeros(task.horizon), no_band
-        )
-        windows = windows_at(data, series, origins, window, task.horizon)
-        scale = series_scale(windows, data.stats)
-        share, mean, loss = _level_share(plain.curve(windows), windows.y, actual, scale)
-        tried.append((loss, window, share, mean, scale, spec))
-    _, _, share, mean, scale, spec = min(tried, key=lambda one: one[:2])
+    windows = windows_at(data, series, origins, lookback, task.horizon)
+    none = Correction(1, 0, season, np.zeros(task.horizon), np.zeros(task.horizon))
+    no_band = ResidualQuantiles(np.zeros((0, 0)), np.zeros((0, 0, 0)), np.zeros(0, np.int64))
+    spec = ModelSpec("prophet", task, lookback, data.contract, {**params}, True)
+    plain = FittedProphet(spec, data.stats, seasonalities, curves, none, no_band)
+    curve, scale = plain.curve(windows), series_scale(windows, data.stats)
+    missed, ahead = windows.y - curve[:, :lookback], curve[:, lookback:]
+    tried = [(window, cycles, season) for window, cycles in pairs]
+    correction, _ = fit_correction(missed, actual - ahead, scale, tried)
+    mean = ahead + correction.apply(missed)
     band = residual_quantiles(actual, mean, scale, series, task.levels)
-    fitted = FittedProphet(spec, data.stats, seasonalities, curves, share, band)
-    quantiles = band.apply(mean, scale, series)
-    return fitted, scaled_pinball(actual, quantiles, scale, task.levels)
-
-
-def _level_share(
-    curve: np.ndarray, y: np.ndarray, actual: np.ndarray, scale: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Share [H], corrected mean [n, H] and scaled squared error for one residual window.
-
-    curve: [n, L + H]; y: [n, L]; actual: [n, H], may hold NaN; scale: [n].
-    """
-    lookback = y.shape[1]
-    level = (y - curve[:, :lookback]).mean(axis=1) / scale
-    error = (actual - curve[:, lookback:]) / scale[:, None]
-    power = np.where(np.isnan(error), 0.0, level[:, None] ** 2).sum(axis=0)
-    share = np.nansum(error * level[:, None], axis=0) / np.maximum(power, 1e-12)
-    share = np.clip(share, 0.0, 1.0)
-    squares = (error - level[:, None] * share) ** 2
-    loss = float(squares[~np.isnan(squares)].mean()) if (~np.isnan(squares)).any() else 0.0
-    mean = curve[:, lookback:] + (level * scale)[:, None] * share
-    return share, mean, loss
+    loss = scaled_pinball(actual, band.apply(mean, scale, series), scale, task.levels)
+    spec = replace(spec, lookback=correction.lookback)
+    return FittedProphet(spec, data.stats, seasonalities, curves, correction, band), loss

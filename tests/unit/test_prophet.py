@@ -88,8 +88,9 @@ def fitted_on(data: SeriesArrays, **params: Any) -> FittedProphet:
 def test_it_learns_cycle_level_and_event_of_each_series() -> None:
     data = seasonal_set(n_series=2, length=700, noise=0.02)
     fitted = fitted_on(data)
-    series, origins = origins_in(data, "test", 24, 24, 24)
-    mean = fitted.forecast(windows_at(data, series, origins, 24, 24)).mean
+    back = fitted.spec.lookback
+    series, origins = origins_in(data, "test", back, 24, 24)
+    mean = fitted.forecast(windows_at(data, series, origins, back, 24)).mean
     error = np.abs(mean - actuals_at(data, series, origins, 24)).mean(axis=1)
     assert (error / data.stats.std[series] < 0.2).all()
 
@@ -100,7 +101,7 @@ def test_the_level_of_the_last_steps_corrects_the_curve() -> None:
     walk = np.cumsum(np.random.default_rng(1).normal(0, 0.05, len(data.y)))
     data = replace(data, y=data.y + walk)
     fitted = fitted_on(data)
-    windows = windows_at(data, np.array([0]), np.array([600]), 24, 24)
+    windows = windows_at(data, np.array([0]), np.array([600]), fitted.spec.lookback, 24)
     shifted = replace(windows, y=windows.y + 5.0)
     moved = fitted.forecast(shifted).mean - fitted.forecast(windows).mean
     assert moved[0, 0] > 3.0
@@ -112,7 +113,7 @@ def test_a_refit_reaches_to_the_test_span_and_keeps_the_correction() -> None:
     again = ProphetPerSeries().refit(fitted, data, Compute())
     # From the first to the last step of both spans.
     np.testing.assert_array_equal(again.curves.span_us, (data.valid_end - 1) * HOUR)
-    assert again.level_share is fitted.level_share
+    assert again.correction is fitted.correction
     assert again.band is fitted.band
     assert again.seasonalities == fitted.seasonalities
 
@@ -132,7 +133,7 @@ def test_a_series_that_a_refit_cannot_fit_keeps_its_curve(
 
     monkeypatch.setattr(module, "_run_prophet", refuse)
     again = ProphetPerSeries().refit(fitted, data, Compute())
-    windows = windows_at(data, np.array([0, 1]), np.array([500, 500]), 24, 24)
+    windows = windows_at(data, np.array([0, 1]), np.array([500, 500]), fitted.spec.lookback, 24)
     before, after = fitted.forecast(windows).mean, again.forecast(windows).mean
     np.testing.assert_array_equal(after[1], before[1])
     assert np.abs(after[0] - before[0]).max() > 0
@@ -152,5 +153,6 @@ def test_a_series_that_stan_cannot_fit_falls_back_and_is_counted(
     data = seasonal_set(n_series=2, length=600)
     steps = list(ProphetPerSeries().fit(data, Task(12, (0.1, 0.5, 0.9)), {}, Compute()))
     assert steps[-1].metrics["failed_series"] == 1.0
-    windows = windows_at(data, np.array([0, 1]), np.array([500, 500]), 24, 12)
+    back = steps[-1].fitted.spec.lookback
+    windows = windows_at(data, np.array([0, 1]), np.array([500, 500]), back, 12)
     assert np.isfinite(steps[-1].fitted.forecast(windows).quantiles).all()
