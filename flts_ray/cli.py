@@ -11,36 +11,27 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 import flts_ray
-from flts_ray.config import Config, load_config
-from flts_ray.errors import DataError, FltsError, GateRefused
+from flts_ray import cli_stream
+from flts_ray.cli_options import (
+    DEFAULT_CONFIG,
+    Commands,
+    ConfigOption,
+    SetOption,
+    console,
+    load,
+    say,
+)
+from flts_ray.config import Config
+from flts_ray.errors import DataError, GateRefused
 
 if TYPE_CHECKING:
     from flts_ray.evaluate.scoreboard import Scoreboard
     from flts_ray.services import Services
-
-WIDE = 160
-"""Columns of a table where no terminal says how many there are."""
-
-
-class Commands(typer.core.TyperGroup):
-    """Errors meant for the user become one message and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except FltsError as error:
-            _tell(f"[bold red]error:[/] {_plain(str(error))}")
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt as interrupt:
-            _tell(_plain(str(interrupt) or "interrupted; everything that was started is stopped"))
-            raise typer.Exit(130) from None
-
 
 app = typer.Typer(
     name="flts",
@@ -55,14 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
 )
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="YAML configuration; `flts init` writes one.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. task.horizon=48."),
-]
-DEFAULT_CONFIG = Path("flts.yaml")
+cli_stream.add_to(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,23 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_up_logging(json_lines=not sys.stderr.isatty())
     interrupt_on_sigterm()
     app(args=None if arguments is None else list(arguments))
-
-
-def _tell(text: str) -> None:
-    # Soft wrapping: a terminal folds long lines itself, and a path stays in one piece.
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
-
-
-def _console() -> Console:
-    """Standard output; tables are cut for no reader who is a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDE)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _version(wanted: bool) -> None:
@@ -105,16 +72,6 @@ def root(
     ] = False,
 ) -> None:
     """Forecasts of load time series as one Ray application."""
-
-
-def _load(path: Path, overrides: list[str] | None) -> Config:
-    return load_config(path, overrides or [])
-
-
-def _say() -> Any:
-    from flts_ray.narrate import ConsoleNarrator
-
-    return ConsoleNarrator(Console(stderr=True))
 
 
 @app.command(epilog="Example: [cyan]flts init load.csv --output flts.yaml[/]")
@@ -146,14 +103,14 @@ def prepare(
     force: Annotated[bool, typer.Option("--force", help="Prepare again.")] = False,
 ) -> None:
     """Repair, split and describe the input; done at once if nothing changed."""
-    loaded = _load(config, overrides)
+    loaded = load(config, overrides)
     from flts_ray.pipeline import run_prepare
     from flts_ray.report import quarantine_table
 
-    with _say() as narrator:
+    with say() as narrator:
         prepared = run_prepare(loaded, narrator, force=force)
     if prepared.manifest.quarantine:
-        _console().print(quarantine_table(prepared.quarantine()))
+        console().print(quarantine_table(prepared.quarantine()))
     print(prepared.location)
 
 
@@ -165,10 +122,10 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Prepare again.")] = False,
 ) -> None:
     """Prepare, tune, judge, and promote if the gate lets the best model pass."""
-    loaded = _load(config, overrides)
+    loaded = load(config, overrides)
     from flts_ray.jobs.train import run
 
-    with _say() as narrator:
+    with say() as narrator:
         report = run(loaded, narrator, resume=resume, force=force)
     _show(report.boards, loaded, report.candidate, report.champion_name)
     print(report.decision.reason)
@@ -180,17 +137,17 @@ def _show(boards: Sequence[Scoreboard], config: Config, chosen: str, champion: s
     from flts_ray.report import candidates_table
 
     table = candidates_table(boards, config.judge.score, chosen, config.data.units, champion)
-    _console().print(table)
+    console().print(table)
 
 
 @app.command(epilog="Example: [cyan]flts backtest -c configs/lte.yaml --set judge.stride=1[/]")
 def backtest(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
     """Judge the models of the finished study, and the champion, on the test span."""
-    loaded = _load(config, overrides)
+    loaded = load(config, overrides)
     from flts_ray.jobs.session import open_session
     from flts_ray.pipeline import boards, judge_again
 
-    with _say() as narrator, open_session(loaded) as services:
+    with say() as narrator, open_session(loaded) as services:
         judged, champion = judge_again(loaded, services, narrator)
     _show(boards(judged, champion), loaded, "", champion.name if champion else "")
 
@@ -202,12 +159,12 @@ def promote(
     overrides: SetOption = None,
 ) -> None:
     """Judge a registered version against the champion of now; promote it if the gate agrees."""
-    loaded = _load(config, overrides)
+    loaded = load(config, overrides)
     from flts_ray.jobs.session import open_session
     from flts_ray.pipeline import run_prepare
     from flts_ray.promote import promote_version
 
-    with _say() as narrator, open_session(loaded) as services:
+    with say() as narrator, open_session(loaded) as services:
         prepared = run_prepare(loaded, narrator)
         now = datetime.now(UTC)
         print(promote_version(loaded, services, prepared, version, now, narrator).reason)
@@ -220,7 +177,7 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
 ) -> None:
     """Make the previous champion champion again; twice goes forward again."""
-    loaded = _load(config, overrides)
+    loaded = load(config, overrides)
     from flts_ray.jobs.session import open_session
 
     with open_session(loaded) as services:
@@ -235,7 +192,7 @@ def history(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """List promotions, rollbacks and the decisions behind them."""
-    loaded = _load(config, overrides)
+    loaded = load(config, overrides)
     from flts_ray.promotions import PromotionLog
     from flts_ray.report import history_lines, history_table
     from flts_ray.store import Store
@@ -245,7 +202,7 @@ def history(
         for line in history_lines(entries):
             print(line)
     elif entries:
-        _console().print(history_table(entries))
+        console().print(history_table(entries))
     else:
         print(f"{loaded.name} has no champion yet; `flts train --config {config}` makes one")
 
@@ -253,10 +210,10 @@ def history(
 @app.command(epilog="Example: [cyan]flts serve -c configs/demo.yaml --set serve.port=8080[/]")
 def serve(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
     """Serve the champion over HTTP until Ctrl-C; on a running cluster, deploy and leave."""
-    loaded = _load(config, overrides)
+    loaded = load(config, overrides)
     from flts_ray.jobs.serve import deploy_to_cluster, joins_a_cluster, serve_until
 
-    with _say() as narrator:
+    with say() as narrator:
         if joins_a_cluster(loaded):
             print(deploy_to_cluster(loaded, narrator))
         else:
@@ -267,7 +224,7 @@ def _until_interrupted(url: str, services: Services) -> None:
     from flts_ray.jobs.interrupt import wait_for_interrupt
     from flts_ray.report import addresses_table
 
-    _console().print(addresses_table(url, services.mlflow_uri, services.dashboard))
+    console().print(addresses_table(url, services.mlflow_uri, services.dashboard))
     print("serving; Ctrl-C stops everything", flush=True)
     wait_for_interrupt()
 
@@ -295,7 +252,7 @@ def forecast(
     ] = None,
 ) -> None:
     """Forecast with the champion, from a file or from the end of the prepared data."""
-    loaded = _load(config, overrides)
+    loaded = load(config, overrides)
     from flts_ray.jobs.answers import check_output, write_answers
     from flts_ray.jobs.forecast import forecast as ask
     from flts_ray.report import forecast_table
@@ -312,7 +269,7 @@ def forecast(
         url=url,
     )
     if output is None:
-        _console().print(forecast_table(answers))
+        console().print(forecast_table(answers))
     else:
         print(f"{write_answers(answers, output)} rows written to {output}")
 
@@ -320,11 +277,11 @@ def forecast(
 @app.command(epilog="Example: [cyan]flts status -c configs/demo.yaml[/]")
 def status(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
     """Show what was prepared, tried, promoted, and what runs."""
-    loaded = _load(config, overrides)
+    loaded = load(config, overrides)
     from flts_ray.jobs.status import status_of
     from flts_ray.report import status_table
 
-    _console().print(status_table(status_of(loaded)))
+    console().print(status_table(status_of(loaded)))
 
 
 @app.command(epilog="Example: [cyan]flts demo --exit[/]")
@@ -338,11 +295,11 @@ def demo(
     ] = False,
 ) -> None:
     """A year of electricity demand: prepare, tune, judge, promote, serve, one forecast."""
-    loaded = _load(config, overrides)
+    loaded = load(config, overrides)
     from flts_ray.jobs.demo import run_demo
 
-    with _say() as narrator:
-        run_demo(loaded, narrator, _console(), leave=leave)
+    with say() as narrator:
+        run_demo(loaded, narrator, console(), leave=leave)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ class StreamConfig(Section):
     key_file: Address | None = None
     partitions: int = Field(4, ge=1, le=10_000)
     """Partitions of the topic where it is created here."""
+    idempotence: bool = True
+    """Producers repeat an unanswered write without doubling it; brokers or rights that do not
+    allow it refuse the producer until this is off."""
     generation: int = Field(0, ge=0)
     """Raise it after re-creating the topic on a broker that gives topics no identity."""
     max_message_bytes: int = Field(2**20, ge=100)

@@ -4,7 +4,8 @@ Design choices: the candidate is the best trial on the validation span and is na
 test span is looked at; that happens once, for it, the best of every other kind and the champion,
 and decides only whether the candidate is promoted; parity between the artifact served over HTTP
 and the model in memory is the last check before the promotion, which is the last thing that is
-done: the tracking run holds everything by then.
+done: the tracking run holds everything by then. Other programs are told of each step, and nobody
+waits for them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from flts_ray.evaluate.scoreboard import Scoreboard, comparison_table
 from flts_ray.models import artifact
 from flts_ray.prepare.arrays import SeriesArrays
 from flts_ray.prepare.loading import PreparedSet
+from flts_ray.prepare.manifest import MANIFEST_NAME
 from flts_ray.prepare.run import prepare
 from flts_ray.promote import (
     conclude,
@@ -29,17 +31,21 @@ from flts_ray.promote import (
     judge_together,
     load_champion,
     task_of,
+    tell_selected,
     title,
     verdict_on,
 )
 from flts_ray.registry import ModelVersion
 from flts_ray.runs import StudyRuns
 from flts_ray.services import Narrator, Services
+from flts_ray.sources.snapshot import snapshot_name
 from flts_ray.tune.outcome import StudyResult, read_outcomes, study_id
+from flts_ray.tune.progress import StudyView
 from flts_ray.tune.refit import refit_best
 from flts_ray.tune.space import sample_trials
 from flts_ray.tune.study import run_study
 from flts_ray.tune.tracked import tracked_run
+from flts_ray.tune.trial_events import TrialEvents, study_events
 
 REFIT_PATH = "refit"
 """Where the run of a trial keeps the model that was judged."""
@@ -99,6 +105,7 @@ def train(
     subclasses for what stops the run, StudyInterrupted on Ctrl-C.
     """
     prepared = run_prepare(config, narrator, force=force)
+    tell_prepared(config, services, prepared)
     data = prepared.arrays()
     incumbent = load_champion(services)
     if incumbent is not None:  # told now, not after the study
@@ -106,8 +113,11 @@ def train(
     experiment = config.mlflow.experiment or config.name
     runs = StudyRuns.connect(services.mlflow_uri, experiment, config.name)
     folder = study_folder(config, services, prepared)
-    with tracked_run(config, prepared.hash, folder, runs, resume=resume) as parent:
-        study = run_tuning(config, data, folder, runs, parent, narrator)
+    with (
+        tracked_run(config, prepared.hash, folder, runs, resume=resume) as parent,
+        study_events(services.events, config, parent, folder) as told,
+    ):
+        study = run_tuning(config, data, folder, runs, parent, narrator, told)
         finalists = refitted(config, data, folder, study, narrator)
         log_refits(runs, finalists)
         chosen = finalists.index(best_on_validation(finalists))
@@ -129,6 +139,8 @@ def train(
         table = comparison_table(boards(judged, champion), config.judge.score)
         runs.log_table(parent, table, "candidates")
         promoted = already or conclude(services.registry(), verdict, version, now, narrator)
+    if promoted and not already:
+        tell_selected(config, services, version, candidate, verdict.expected)
     return TrainReport(prepared, study, judged, champion, verdict.decision, version, promoted)
 
 
@@ -146,6 +158,20 @@ def run_prepare(config: Config, narrator: Narrator, *, force: bool = False) -> P
     return prepared
 
 
+def tell_prepared(config: Config, services: Services, prepared: PreparedSet) -> None:
+    """Publish where the manifest of the set lies; a folder is no bucket, so its name is empty."""
+    place = f"{prepared.location}/{MANIFEST_NAME}"
+    bucket, _, key = place.removeprefix("s3://").partition("/")
+    in_bucket = place.startswith("s3://")
+    about = {
+        "bucket": bucket if in_bucket else "",
+        "object": key if in_bucket else place,
+        "config_hash": config.digest(),
+        "v": 1,
+    }
+    services.events.publish("training-data", about)
+
+
 def study_folder(config: Config, services: Services, prepared: PreparedSet) -> Path:
     return services.folder / "studies" / study_id(config, prepared.hash)
 
@@ -157,6 +183,7 @@ def run_tuning(
     runs: StudyRuns,
     parent: str,
     narrator: Narrator,
+    told: TrialEvents,
 ) -> StudyResult:
     """Run what is not over yet of the study in `folder`."""
     plans = sample_trials(config.models, config.tune.seed)
@@ -167,7 +194,13 @@ def run_tuning(
         + (f"; {over} of them are over already" if over else ""),
     )
     with narrator.study() as show:
-        study = run_study(config, data, folder, runs, parent, resume=True, on_progress=show)
+
+        def on_progress(view: StudyView) -> None:
+            told(view)
+            show(view)
+
+        study = run_study(config, data, folder, runs, parent, resume=True, on_progress=on_progress)
+    told.ended(study.outcomes)
     failed = [outcome.trial_id for outcome in study.outcomes if outcome.status == "failed"]
     pending = [outcome.trial_id for outcome in study.outcomes if outcome.status == "pending"]
     narrator.step(
@@ -274,6 +307,8 @@ def register(
             "--resume` logs what is missing"
         )
     tags = {"study": study.study_id, "trial": finalist.name}
+    if prepared.manifest.snapshot is not None:
+        tags["snapshot"] = snapshot_name(prepared.manifest.snapshot)
     return registry.add_version(
         finalist.folder, finalist.run_id, prepared.hash, tags, artifact_path=REFIT_PATH
     )

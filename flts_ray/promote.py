@@ -235,6 +235,26 @@ def conclude(
     return False
 
 
+def tell_selected(
+    config: Config,
+    services: Services,
+    version: ModelVersion,
+    judged: Judged,
+    previous: int | None,
+) -> None:
+    """Publish that a version is champion now, in place of `previous`."""
+    about = {
+        "run_id": version.run_id,
+        "model_uri": f"models:/{config.name}/{version.version}",
+        "model_type": version.kind,
+        "config_hash": config.digest(),
+        "score": judged.board.overall[config.judge.score],
+        "version": version.version,
+        "previous": previous,
+    }
+    services.events.publish("model-selected", about)
+
+
 def promote_version(
     config: Config,
     services: Services,
@@ -264,6 +284,7 @@ def promote_version(
     verdict = verdict_on(config, data, candidate, champion, decision, objection)
     if not conclude(registry, verdict, version, now, narrator):
         raise GateRefused(verdict.decision.reason)
+    tell_selected(config, services, version, candidate, verdict.expected)
     return Promotion(n, verdict.decision.reason)
 
 

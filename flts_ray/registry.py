@@ -33,7 +33,10 @@ ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A registered model. `artifact_key` is the store prefix of its files."""
+    """A registered model. `artifact_key` is the store prefix of its files.
+
+    `snapshot` (TOPIC/EPOCH/NUMBER) is what it was trained on; "" if that was files.
+    """
 
     version: int
     kind: str
@@ -42,6 +45,7 @@ class ModelVersion:
     prepared_hash: str
     artifact_key: str
     created_at: datetime
+    snapshot: str = ""
 
 
 class Registry:
@@ -246,6 +250,7 @@ def _version(raw: Any) -> ModelVersion:
         prepared_hash=tags["prepared_hash"],
         artifact_key=tags["artifact_key"],
         created_at=datetime.fromtimestamp(raw.creation_timestamp / 1000, UTC),
+        snapshot=tags.get("snapshot", ""),
     )
 
 

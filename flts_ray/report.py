@@ -24,6 +24,7 @@ from rich.text import Text
 from flts_ray.evaluate.scoreboard import Scoreboard
 from flts_ray.jobs.status import Status
 from flts_ray.promotions import Entry
+from flts_ray.report_stream import status_rows
 from flts_ray.tune.space import BASELINES
 
 HEADS = {
@@ -154,6 +155,8 @@ def status_table(status: Status) -> Table:
             f"{manifest.hash[:16]}: {manifest.series} series, {manifest.rows:,} rows, "
             f"{left_out} in quarantine",
         )
+    for name, told in status_rows(status.stream):
+        table.add_row(name, told)
     for study, outcomes in status.studies.items():
         states = Counter(outcome.status for outcome in outcomes)
         summary = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from flts_ray.config import Config
+from flts_ray.events import Events, NoEvents
 from flts_ray.registry import Registry
 from flts_ray.store import Store
 from flts_ray.tune.progress import StudyView
@@ -27,6 +28,7 @@ class Services:
     store: Store
     mlflow_uri: str
     dashboard: str | None = None
+    events: Events = field(default_factory=NoEvents)
 
     def registry(self) -> Registry:
         return Registry.connect(self.mlflow_uri, self.store, self.config.name)

@@ -10,12 +10,12 @@ store that travels to another process is only its address and opens itself there
 from __future__ import annotations
 
 import os
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import obstore
 from obstore import exceptions as refused
@@ -23,15 +23,10 @@ from pyarrow import fs
 
 from flts_ray.atomic_files import PART, appearing, create_new
 from flts_ray.errors import ConfigError, DataError, Unavailable
-from flts_ray.s3_clients import endpoint, object_client, scan_filesystem
+from flts_ray.s3_clients import object_client, scan_filesystem
+from flts_ray.store_errors import NotFound, explained, hidden_folder, local, vanishing
 
-_ACCESS = (refused.PermissionDeniedError, refused.UnauthenticatedError)
-
-
-class NotFound(DataError):
-    """Nothing is stored under this key."""
-
-    status = 404
+__all__ = ["BucketStore", "Created", "Exists", "FolderStore", "NotFound", "ObjectInfo", "Store"]
 
 
 @dataclass(frozen=True)
@@ -50,11 +45,15 @@ class Exists:
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """`size` in bytes; `etag` changes with the content ("" in a folder)."""
+    """`size` in bytes; `etag` changes with the content ("" in a folder).
+
+    `metadata` is what `put_new` was given, names in lower case; only `head` of a bucket knows it.
+    """
 
     key: str
     size: int
     etag: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def confined(key: str) -> str:
@@ -92,12 +91,31 @@ class Store(ABC):
         return f"{self.root.rstrip('/')}/{confined(key)}" if key else self.root
 
     @abstractmethod
-    def put_new(self, key: str, data: bytes) -> Created | Exists:
+    def put_new(
+        self, key: str, data: bytes, metadata: Mapping[str, str] | None = None
+    ) -> Created | Exists:
         """Store under a key that nobody has used; of any number of callers one gets Created.
 
         Readers see all of it or nothing. If the answer to a stored write is lost and the client
         repeats it, the winner too may be told Exists: compare what `get` returns where it matters.
+        Raises Unavailable if nobody knows whether it was stored; repeat it then.
+        `metadata` (ASCII) is kept beside the object in a bucket; a folder does not keep it.
         """
+
+    def probe_put_new(self) -> None:
+        """Raises Unavailable unless the store really refuses the second of two new writes."""
+        key = f"probes/{uuid.uuid4().hex}"
+        try:
+            self.put_new(key, b"first")
+            refused_second = isinstance(self.put_new(key, b"second"), Exists)
+            if not refused_second or self.get(key) != b"first":
+                raise Unavailable(
+                    f"{self.root}: two conditional writes of one new key both succeeded, so "
+                    "exactly-once is impossible here: it needs conditional writes "
+                    "(If-None-Match: *); use a store that has them"
+                )
+        finally:
+            self.delete(key)
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
@@ -108,11 +126,22 @@ class Store(ABC):
         """The bytes. Raises NotFound."""
 
     @abstractmethod
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """At most `length` (> 0) bytes from `start` (inside of the object). Raises NotFound."""
+
+    @abstractmethod
+    def head(self, key: str) -> ObjectInfo:
+        """Size and metadata, without the bytes. Raises NotFound."""
+
+    @abstractmethod
     def exists(self, key: str) -> bool: ...
 
     @abstractmethod
-    def list(self, prefix: str = "") -> list[ObjectInfo]:
-        """All objects below the folder `prefix` at any depth, sorted by key."""
+    def list(self, prefix: str = "", after: str | None = None) -> list[ObjectInfo]:
+        """All objects below the folder `prefix` at any depth, sorted by key.
+
+        `after`: only those whose key sorts behind this one.
+        """
 
     @abstractmethod
     def delete(self, key: str) -> None:
@@ -149,7 +178,7 @@ class Store(ABC):
         for item in found:
             inner = confined(item.key.removeprefix(prefix).lstrip("/"))
             path = Path(folder) / inner
-            with _local(path), appearing(path) as stream:
+            with local(path), appearing(path) as stream:
                 self._download(item.key, stream)
         return len(found)
 
@@ -161,39 +190,54 @@ class FolderStore(Store):
         self._folder = Path(root).expanduser().absolute()
         super().__init__(str(self._folder))
 
-    def put_new(self, key: str, data: bytes) -> Created | Exists:
+    def put_new(
+        self, key: str, data: bytes, metadata: Mapping[str, str] | None = None
+    ) -> Created | Exists:
         path = self._path(key)
-        with _local(path):
+        with local(path):
             return Created(key) if create_new(path, data) else Exists(key)
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        with _local(path), appearing(path) as stream:
+        with local(path), appearing(path) as stream:
             stream.write(data)
 
     def get(self, key: str) -> bytes:
         path = self._path(key)
-        with _local(path):
+        with local(path):
             return path.read_bytes()
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        path = self._path(key)
+        with local(path), path.open("rb") as stream:
+            stream.seek(start)
+            return stream.read(length)
+
+    def head(self, key: str) -> ObjectInfo:
+        path = self._path(key)
+        if not path.is_file():
+            raise NotFound(f"{path}: nothing is stored there; check the address")
+        with local(path):
+            return ObjectInfo(key, path.stat().st_size)
 
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
 
-    def list(self, prefix: str = "") -> list[ObjectInfo]:
+    def list(self, prefix: str = "", after: str | None = None) -> list[ObjectInfo]:
         base = self._path(prefix) if prefix else self._folder
         found = []
-        for folder, _, names in os.walk(base, onerror=_hidden_folder):
+        for folder, _, names in os.walk(base, onerror=hidden_folder):
             for name in names:
                 path = Path(folder, name)
-                if not name.startswith(PART):
-                    with _vanishing():
-                        key = path.relative_to(self._folder).as_posix()
+                key = path.relative_to(self._folder).as_posix()
+                if not name.startswith(PART) and (after is None or key > after):
+                    with vanishing():
                         found.append(ObjectInfo(key, path.stat().st_size))
         return sorted(found, key=lambda item: item.key)
 
     def delete(self, key: str) -> None:
         path = self._path(key)
-        with _local(path):
+        with local(path):
             path.unlink(missing_ok=True)
 
     def filesystem(self) -> tuple[fs.FileSystem, str]:
@@ -204,13 +248,13 @@ class FolderStore(Store):
 
     def _upload(self, source: Path, key: str) -> None:
         path = self._path(key)
-        with _local(path), source.open("rb") as stream, appearing(path) as target:
+        with local(path), source.open("rb") as stream, appearing(path) as target:
             while chunk := stream.read(1 << 20):
                 target.write(chunk)
 
     def _download(self, key: str, target: BinaryIO) -> None:
         path = self._path(key)
-        with _local(path), path.open("rb") as stream:
+        with local(path), path.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 target.write(chunk)
 
@@ -222,43 +266,59 @@ class BucketStore(Store):
         self._bucket, _, prefix = place.strip("/").partition("/")
         self._prefix = confined(prefix) if prefix else ""
         super().__init__(f"s3://{self._bucket}" + (f"/{prefix}" if prefix else ""))
-        with self._explained(""):
+        with explained(self.root):
             self._client = object_client(self._bucket, self._prefix)
 
-    def put_new(self, key: str, data: bytes) -> Created | Exists:
+    def put_new(
+        self, key: str, data: bytes, metadata: Mapping[str, str] | None = None
+    ) -> Created | Exists:
+        named = {"attributes": dict(metadata)} if metadata else {}
         try:
-            with self._explained(key):
+            with explained(self.uri(key)):
                 # Multipart uploads ignore the condition on some servers.
-                obstore.put(self._client, key, data, mode="create", use_multipart=False)
+                obstore.put(self._client, key, data, mode="create", use_multipart=False, **named)
         except refused.AlreadyExistsError:
+            # Servers also answer so when writes only crossed and nothing was stored.
+            if not self.exists(key):
+                raise Unavailable(f"{self.uri(key)}: a write was refused; repeat it") from None
             return Exists(key)
         return Created(key)
 
     def put(self, key: str, data: bytes) -> None:
-        with self._explained(key):
+        with explained(self.uri(key)):
             obstore.put(self._client, key, data)
 
     def get(self, key: str) -> bytes:
-        with self._explained(key):
+        with explained(self.uri(key)):
             return bytes(obstore.get(self._client, key).bytes())
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        with explained(self.uri(key)):
+            return bytes(obstore.get_range(self._client, key, start=start, length=length))
+
+    def head(self, key: str) -> ObjectInfo:
+        with explained(self.uri(key)):
+            found = obstore.get(self._client, key, options={"head": True})
+            # Content-Type and its like are capitalised; names of metadata never are.
+            own = {name: text for name, text in found.attributes.items() if name.islower()}
+            return replace(_info(found.meta), metadata=own)
 
     def exists(self, key: str) -> bool:
         try:
-            with self._explained(key):
+            with explained(self.uri(key)):
                 obstore.head(self._client, key)
         except NotFound:
             return False
         return True
 
-    def list(self, prefix: str = "") -> list[ObjectInfo]:
-        with self._explained(prefix):
-            found = obstore.list(self._client, prefix or None).collect()
-        items = [ObjectInfo(o["path"], o["size"], (o["e_tag"] or "").strip('"')) for o in found]
-        return sorted(items, key=lambda item: item.key)
+    def list(self, prefix: str = "", after: str | None = None) -> list[ObjectInfo]:
+        with explained(self.uri(prefix)):
+            found = obstore.list(self._client, prefix or None, offset=after).collect()
+        return sorted((_info(item) for item in found), key=lambda item: item.key)
 
     def delete(self, key: str) -> None:
         try:
-            with self._explained(key):
+            with explained(self.uri(key)):
                 obstore.delete(self._client, key)
         except NotFound:
             return
@@ -267,59 +327,14 @@ class BucketStore(Store):
         return scan_filesystem(), self.root.removeprefix("s3://")
 
     def _upload(self, source: Path, key: str) -> None:
-        with self._explained(key):
+        with explained(self.uri(key)):
             obstore.put(self._client, key, source)
 
     def _download(self, key: str, target: BinaryIO) -> None:
-        with self._explained(key):
+        with explained(self.uri(key)):
             for chunk in obstore.get(self._client, key).stream():
                 target.write(chunk)
 
-    @contextmanager
-    def _explained(self, key: str) -> Iterator[None]:
-        place = self.uri(key)
-        try:
-            yield
-        except refused.AlreadyExistsError:
-            raise
-        except (FileNotFoundError, refused.NotFoundError):
-            raise NotFound(f"{place}: nothing is stored there; check key and bucket") from None
-        except (PermissionError, *_ACCESS) as error:
-            raise Unavailable(
-                f"{place}: access refused; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: "
-                f"{_first_line(error)}"
-            ) from None
-        except refused.BaseError as error:
-            raise Unavailable(
-                f"{place}: the object store at {endpoint() or 'AWS'} cannot be used; check "
-                f"AWS_ENDPOINT_URL, the bucket and the keys: {_first_line(error)}"
-            ) from None
 
-
-@contextmanager
-def _local(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, IsADirectoryError):
-        raise NotFound(f"{path}: nothing is stored there; check the address") from None
-    except OSError as error:
-        raise Unavailable(f"{path}: {error.strerror}; check the folder and its rights") from None
-
-
-def _hidden_folder(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise Unavailable(f"{error.filename}: {error.strerror}; check the folder and its rights")
-
-
-@contextmanager
-def _vanishing() -> Iterator[None]:
-    """A file that is deleted while the folder is listed is simply not listed."""
-    try:
-        yield
-    except FileNotFoundError:
-        return
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
+def _info(found: Any) -> ObjectInfo:
+    return ObjectInfo(found["path"], found["size"], (found["e_tag"] or "").strip('"'))

@@ -140,7 +140,8 @@ def run_demo(config: Config, narrator: Narrator, console: Console, *, leave: boo
     Raises GateRefused if no model ever passed the gate, Conflict if a demo is being served.
     """
     check_served(config)
-    write_input(Path(str(config.data.path)))
+    if isinstance(config.data.path, str):
+        write_input(Path(config.data.path))
     with open_session(config, ray=True) as services:
         report = train(config, services, narrator, partial(datetime.now, UTC), resume=True)
         table = candidates_table(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flts_ray.config import Config
+from flts_ray.config import Config, DataConfig
 from flts_ray.errors import DataError
 from flts_ray.panel import Contract, steps_after
 from flts_ray.sources.inputs import find_inputs
@@ -47,7 +47,7 @@ def histories(config: Config, path: str, about: About) -> list[dict[str, Any]]:
 
     Raises DataError for what cannot be read and for a series without any value.
     """
-    data = config.data.model_copy(update={"path": path, "test_path": None})
+    data = _columns_of(config.data).model_copy(update={"path": path, "test_path": None})
     table = pa.concat_tables([read_input(item, data) for item in find_inputs(data)])
     table = table.sort_by([(name, "ascending") for name in ("unique_id", "ds", "order")])
     ids = table["unique_id"].to_pylist()
@@ -57,6 +57,13 @@ def histories(config: Config, path: str, about: About) -> list[dict[str, Any]]:
         _body(config, str(ids[start]), table[start:end], about)
         for start, end in zip(starts, ends, strict=True)
     ]
+
+
+def _columns_of(data: DataConfig) -> DataConfig:
+    """The columns of the file: those of the configured input, also where that is a table."""
+    if data.snapshot is None:
+        return data
+    return data.model_copy(update={"snapshot": None, "id": data.id or "unique_id"})
 
 
 def _body(config: Config, name: str, rows: pa.Table, about: About) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Design choices: what the configuration names is used, what it leaves out is started for the
 length of the command on the loopback interface; MLflow of a folder is shared by the commands that
 run at the same time, Ray is each command's own; who started a service stops it, in reverse order,
-however the command ends: an error, Ctrl-C and SIGTERM all unwind the same stack.
+however the command ends: an error, Ctrl-C and SIGTERM all unwind the same stack. A broker that is
+away costs the events, never the command.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from flts_ray.config import Config
 from flts_ray.errors import ConfigError, Unavailable
+from flts_ray.events import Events, KafkaEvents, NoEvents
+from flts_ray.jobs.folder import local_folder as local_folder
+from flts_ray.jobs.up import adopt_local, brokers_of
 from flts_ray.local.mlflow_server import answers
 from flts_ray.local.process import free_port
 from flts_ray.local.ray_environment import set_for_ray
@@ -29,12 +36,6 @@ from flts_ray.store import Store
 MLFLOW_PORT = 5000
 
 
-def local_folder(config: Config) -> Path:
-    """Where this machine keeps its part: the root itself, or `.flts/<name>` beside an S3 root."""
-    root = config.root.removeprefix("file://")
-    return Path(".flts") / config.name if "://" in root else Path(root)
-
-
 @contextmanager
 def open_session(config: Config, *, ray: bool = False) -> Iterator[Services]:
     """Connect to, or start, MLflow and (if asked) Ray; stop what was started.
@@ -43,6 +44,7 @@ def open_session(config: Config, *, ray: bool = False) -> Iterator[Services]:
     address that cannot be used.
     """
     check_root(config)
+    adopt_local(config)
     folder = local_folder(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,13 +52,14 @@ def open_session(config: Config, *, ray: bool = False) -> Iterator[Services]:
         raise ConfigError(
             f"root: the folder {folder} cannot be made: {error.strerror}; choose another root"
         ) from None
-    with _tracking(config, folder) as tracking:
+    with _tracking(config, folder) as tracking, _events(config) as events:
+        store = Store.open(config.root)
         if not ray:
-            yield Services(config, folder, Store.open(config.root), tracking.wait())
+            yield Services(config, folder, store, tracking.wait(), events=events)
             return
         # Both take seconds to start, so they start side by side.
         with ray_cluster(config) as dashboard:
-            yield Services(config, folder, Store.open(config.root), tracking.wait(), dashboard)
+            yield Services(config, folder, store, tracking.wait(), dashboard, events)
 
 
 class _Named:
@@ -87,6 +90,31 @@ def _tracking(config: Config, folder: Path) -> Iterator[_Named | SharedMlflow]:
         yield shared
     finally:
         shared.stop()
+
+
+@contextmanager
+def _events(config: Config) -> Iterator[Events]:
+    """Events for the broker, or nobody where they are off or no broker is known."""
+    events = _kafka_events(config) if config.events.enabled else None
+    if events is None:
+        yield NoEvents()
+        return
+    try:
+        yield events
+    finally:
+        events.close()
+
+
+def _kafka_events(config: Config) -> KafkaEvents | None:
+    from flts_ray.streams.connect import producer
+
+    try:
+        brokers = brokers_of(config)
+    except Unavailable as away:
+        structlog.get_logger().warning("events_off", why=str(away))
+        return None
+    connect = partial(producer, config.stream, brokers)
+    return KafkaEvents(connect, config.name, config.events.queue)
 
 
 def cluster_address(config: Config) -> str | None:

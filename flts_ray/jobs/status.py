@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import httpx
 
 from flts_ray.config import Config
 from flts_ray.jobs.announce import announced
-from flts_ray.jobs.session import local_folder
+from flts_ray.jobs.folder import local_folder
+from flts_ray.jobs.stream_status import StreamStatus, stream_status
+from flts_ray.jobs.up import adopt_local
 from flts_ray.local.shared_mlflow import mlflow_in_use
 from flts_ray.prepare.manifest import MANIFEST_NAME, Manifest
 from flts_ray.promotions import Entry, PromotionLog
@@ -27,10 +30,12 @@ class Status:
     studies: dict[str, tuple[TrialOutcome, ...]]
     newest: Entry | None
     services: dict[str, tuple[str, str]]
+    stream: StreamStatus | None = None
 
 
 def status_of(config: Config) -> Status:
     """Look around. Raises Unavailable if the store cannot be used."""
+    adopt_local(config)
     store = Store.open(config.root)
     return Status(
         name=config.name,
@@ -41,6 +46,7 @@ def status_of(config: Config) -> Status:
         services={
             name: (address, _answer(name, address)) for name, address in _running(config).items()
         },
+        stream=stream_status(config, store, datetime.now(UTC)),
     )
 
 

@@ -131,6 +131,21 @@ class ManagedProcess:
         if process.stdin is not None:
             process.stdin.close()
 
+    def kill(self) -> None:
+        """SIGKILL to the whole group, guard included; returns when `lock` is free again."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if self._lock is not None:
+                # The command is not this process's child: its locks tell that it has ended.
+                with self._lock.open() as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+        if process.stdin is not None:
+            process.stdin.close()
+
     def tail(self, lines: int = 15) -> str:
         """The last lines written since the start."""
         with self.log.open("rb") as stream:

@@ -1,8 +1,9 @@
 """An S3 server for tests and laptops: SeaweedFS in one process on the loopback interface.
 
 Design choices: all ten ports are free ones, since the defaults clash with others' (Ray Serve's
-metrics among them); keys are random for each start; usage statistics, WebDAV and the catalogues
-are off; the bucket exists when the server is called healthy.
+metrics among them), but a server that is started again keeps its address if it can; keys are random
+for each object; usage statistics, WebDAV and the catalogues are off; the bucket exists when the
+server is called healthy.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,10 +19,11 @@ from typing import Any
 from flts_ray.errors import ConfigError, Unavailable
 from flts_ray.local.process import ManagedProcess, free_port
 
+LOCK = "seaweedfs.lock"
 _HOST = "127.0.0.1"
 _PORTS = tuple(
     f"{part}.{kind}"
-    for part in ("master", "volume", "filer", "s3", "admin")
+    for part in ("s3", "master", "volume", "filer", "admin")
     for kind in ("port", "port.grpc")
 )
 _SWITCHES = (
@@ -37,18 +39,22 @@ _SWITCHES = (
 class S3Server:
     """Context manager around a server that keeps its objects in `folder`.
 
-    `bucket` has at least three letters. Raises Unavailable if the server is not installed or
-    does not start.
+    `bucket` has at least three letters; `port` is taken if it is free. Raises Unavailable if the
+    server is not installed or does not start, Conflict if one runs in `folder`.
     """
 
-    def __init__(self, folder: str | Path, bucket: str = "flts") -> None:
+    def __init__(self, folder: str | Path, bucket: str = "flts", port: int | None = None) -> None:
         if len(bucket) < 3:
             raise ConfigError(f"bucket {bucket!r}: S3 wants at least three letters")
         self.folder = Path(folder).resolve()
         self.bucket = bucket
-        self.port = 0
+        self.port = port or 0
         self._key, self._secret = secrets.token_hex(10), secrets.token_hex(20)
         self._process: ManagedProcess | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.alive
 
     @property
     def uri(self) -> str:
@@ -67,7 +73,7 @@ class S3Server:
         """Start and wait until the bucket can be used."""
         data = self.folder / "objects"
         data.mkdir(parents=True, exist_ok=True)
-        ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        ports = dict(zip(_PORTS, _free_ports(len(_PORTS), self.port), strict=True))
         self.port = ports["s3.port"]
         flags = [f"-{name}={port}" for name, port in ports.items()]
         place = [f"-dir={data}", f"-ip={_HOST}", f"-ip.bind={_HOST}"]
@@ -76,6 +82,8 @@ class S3Server:
             name="SeaweedFS",
             log=self.folder / "seaweedfs.log",
             env={**self.environment(), "S3_BUCKET": self.bucket},
+            lock=self.folder / LOCK,
+            note=f"http://{_HOST}:{self.port}",
         )
         self._process.start()
         self._process.wait_until(self._bucket_ready(), timeout_s)
@@ -88,28 +96,13 @@ class S3Server:
 
     def administration(self) -> Any:
         """A `minio.Minio` client, for buckets and their rules."""
-        from minio import Minio
-        from urllib3 import PoolManager
-
-        return Minio(
-            f"{_HOST}:{self.port}",
-            access_key=self._key,
-            secret_key=self._secret,
-            secure=False,
-            http_client=PoolManager(timeout=5.0, retries=False),
-        )
+        return administration(self.environment())
 
     def _bucket_ready(self) -> Callable[[], bool]:
-        from minio.error import MinioException
-        from urllib3.exceptions import HTTPError
-
-        client = self.administration()
-
         def ready() -> bool:
             try:
-                if not client.bucket_exists(self.bucket):
-                    client.make_bucket(self.bucket)
-            except (MinioException, HTTPError):
+                make_buckets(self.environment(), [self.bucket])
+            except Unavailable:
                 return False
             return True
 
@@ -132,11 +125,51 @@ class S3Server:
         self.stop()
 
 
-def _free_ports(count: int) -> list[int]:
-    found: set[int] = set()
+def administration(environment: Mapping[str, str]) -> Any:
+    """A `minio.Minio` client for the server that `environment` (AWS_*) tells of."""
+    from minio import Minio
+    from urllib3 import PoolManager
+
+    scheme, _, address = environment["AWS_ENDPOINT_URL"].partition("://")
+    return Minio(
+        address,
+        access_key=environment["AWS_ACCESS_KEY_ID"],
+        secret_key=environment["AWS_SECRET_ACCESS_KEY"],
+        secure=scheme == "https",
+        http_client=PoolManager(timeout=5.0, retries=False),
+    )
+
+
+def make_buckets(environment: Mapping[str, str], buckets: Sequence[str]) -> None:
+    """Make the buckets that are missing.
+
+    Raises Unavailable if the server is away, ConfigError for a name that S3 does not allow.
+    """
+    from minio.error import MinioException
+    from urllib3.exceptions import HTTPError
+
+    client = administration(environment)
+    for bucket in buckets:
+        try:
+            if not client.bucket_exists(bucket):
+                client.make_bucket(bucket)
+        except ValueError as error:
+            raise ConfigError(f"bucket {bucket!r}: {error}; choose another name") from None
+        except (MinioException, HTTPError) as error:
+            raise Unavailable(
+                f"bucket {bucket!r} cannot be made at {environment['AWS_ENDPOINT_URL']}: {error}; "
+                "check whether the server runs"
+            ) from None
+
+
+def _free_ports(count: int, preferred: int) -> list[int]:
+    """Different free ports; the first is `preferred` if that is one."""
+    found = [free_port(_HOST, preferred)]
     while len(found) < count:
-        found.add(free_port(_HOST))
-    return sorted(found)
+        port = free_port(_HOST)
+        if port not in found:
+            found.append(port)
+    return found
 
 
 def _binary() -> str:

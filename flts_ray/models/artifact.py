@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as tensors
 
 from flts_ray.errors import ArtifactError, ConfigError
-from flts_ray.models.base import Fitted, ModelSpec, Task, forecaster
+from flts_ray.models.base import Fitted, ModelSpec, Task, restorer
 from flts_ray.panel import Contract
 from flts_ray.prepare.arrays import SeriesStats
 
@@ -44,7 +44,7 @@ def save(fitted: Fitted, folder: Path) -> str:
     spec, stats = fitted.spec, fitted.stats
     files = {
         MODEL: _canonical(
-            {"format": FORMAT, **_spec_to_json(spec), "state": values}, f"{folder / MODEL}"
+            {"format": FORMAT, **spec_to_json(spec), "state": values}, f"{folder / MODEL}"
         ),
         ARRAYS: _pack(stats, state),
     }
@@ -68,12 +68,12 @@ def load(folder: Path) -> Fitted:
     if raw.get("format") != FORMAT:
         raise _refused(Path(folder) / MODEL, f"unknown format version {raw.get('format')!r}")
     try:
-        model = forecaster(str(raw.get("kind")))
+        model = restorer(str(raw.get("kind")))
     except ConfigError as error:
         raise _refused(Path(folder) / MODEL, str(error)) from None
     stats, state = _unpack(files[ARRAYS], Path(folder) / ARRAYS)
     try:
-        return model.restore(_spec_from_json(raw), stats, raw["state"], state)
+        return model.restore(spec_from_json(raw), stats, raw["state"], state)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _refused(Path(folder), f"the files hold no {raw['kind']} model ({error!r})") from None
 
@@ -180,7 +180,8 @@ def _parse(body: bytes, path: Path) -> dict[str, Any]:
     return raw
 
 
-def _spec_to_json(spec: ModelSpec) -> dict[str, Any]:
+def spec_to_json(spec: ModelSpec) -> dict[str, Any]:
+    """A spec as JSON-ready values."""
     return {
         "kind": spec.kind,
         "horizon": spec.task.horizon,
@@ -192,7 +193,8 @@ def _spec_to_json(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _spec_from_json(raw: dict[str, Any]) -> ModelSpec:
+def spec_from_json(raw: dict[str, Any]) -> ModelSpec:
+    """The inverse of `spec_to_json`. Raises KeyError, TypeError and ValueError."""
     return ModelSpec(
         kind=str(raw["kind"]),
         task=Task(int(raw["horizon"]), tuple(float(level) for level in raw["levels"])),
@@ -203,13 +205,23 @@ def _spec_from_json(raw: dict[str, Any]) -> ModelSpec:
     )
 
 
-def _pack(stats: SeriesStats, state: dict[str, np.ndarray]) -> bytes:
+def stats_arrays(stats: SeriesStats) -> dict[str, np.ndarray]:
+    """Series statistics as named arrays; the ids as the bytes of their JSON."""
     ids = np.frombuffer(json.dumps(list(stats.ids)).encode(), dtype=np.uint8)
-    named = {
-        "stats.ids": ids,
-        **{f"stats.{name}": getattr(stats, name) for name in STATS},
-        **{f"state.{name}": array for name, array in state.items()},
-    }
+    return {"stats.ids": ids, **{f"stats.{name}": getattr(stats, name) for name in STATS}}
+
+
+def pop_stats(named: dict[str, np.ndarray]) -> SeriesStats:
+    """Take what `stats_arrays` gave out of `named`. Raises KeyError, TypeError, ValueError."""
+    ids = tuple(json.loads(named.pop("stats.ids").tobytes()))
+    stats = SeriesStats(ids, *(named.pop(f"stats.{name}") for name in STATS))
+    if any(getattr(stats, name).shape != (len(ids),) for name in STATS):
+        raise ValueError(f"the series statistics do not have {len(ids)} rows")
+    return stats
+
+
+def _pack(stats: SeriesStats, state: dict[str, np.ndarray]) -> bytes:
+    named = stats_arrays(stats) | {f"state.{name}": array for name, array in state.items()}
     body: bytes = tensors.save({name: np.ascontiguousarray(a) for name, a in named.items()})
     return body
 
@@ -217,10 +229,7 @@ def _pack(stats: SeriesStats, state: dict[str, np.ndarray]) -> bytes:
 def _unpack(body: bytes, path: Path) -> tuple[SeriesStats, dict[str, np.ndarray]]:
     try:
         named = tensors.load(body)
-        ids = tuple(json.loads(named.pop("stats.ids").tobytes()))
-        stats = SeriesStats(ids, *(named.pop(f"stats.{name}") for name in STATS))
+        stats = pop_stats(named)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise _refused(path, f"cannot be read as model arrays ({error!r})") from None
-    if any(getattr(stats, name).shape != (len(ids),) for name in STATS):
-        raise _refused(path, f"the series statistics do not have {len(ids)} rows")
     return stats, {name.removeprefix("state."): array for name, array in named.items()}

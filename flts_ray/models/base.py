@@ -29,6 +29,8 @@ KINDS: dict[str, str] = {
     "lstm": "flts_ray.models.recurrent:LSTM",
     "prophet": "flts_ray.models.prophet:ProphetPerSeries",
 }
+COMPOSITES: dict[str, str] = {"blend": "flts_ray.models.blend:Blends"}
+"""Kinds that are put together from fitted models; nothing fits them from parameters."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,21 @@ class Progress:
     fitted: Fitted
 
 
-class Forecaster(Protocol):
+class Restorer(Protocol):
+    """Rebuilds fitted models of one kind."""
+
+    def restore(
+        self,
+        spec: ModelSpec,
+        stats: SeriesStats,
+        values: dict[str, Any],
+        arrays: dict[str, np.ndarray],
+    ) -> Fitted:
+        """Rebuild a fitted model from what `Fitted.state` gave."""
+        ...
+
+
+class Forecaster(Restorer, Protocol):
     """Fits one kind of model.
 
     `defaults` names every parameter with its default value; an unknown parameter is a
@@ -162,16 +178,6 @@ class Forecaster(Protocol):
         """
         ...
 
-    def restore(
-        self,
-        spec: ModelSpec,
-        stats: SeriesStats,
-        values: dict[str, Any],
-        arrays: dict[str, np.ndarray],
-    ) -> Fitted:
-        """Rebuild a fitted model from what `Fitted.state` gave."""
-        ...
-
 
 def forecaster(kind: str) -> Forecaster:
     """The forecaster registered under `kind`. Raises ConfigError with a suggestion."""
@@ -179,9 +185,21 @@ def forecaster(kind: str) -> Forecaster:
         near = difflib.get_close_matches(kind, KINDS, 1)
         hint = f"; did you mean {near[0]}?" if near else f"; known kinds: {', '.join(KINDS)}"
         raise ConfigError(f"models.{kind}: unknown model kind{hint}")
-    module, _, name = KINDS[kind].partition(":")
-    made: Forecaster = getattr(import_module(module), name)()
+    made: Forecaster = _made(KINDS[kind])
     return made
+
+
+def restorer(kind: str) -> Restorer:
+    """What rebuilds a stored model of any kind. Raises ConfigError with a suggestion."""
+    if kind not in COMPOSITES:
+        return forecaster(kind)
+    made: Restorer = _made(COMPOSITES[kind])
+    return made
+
+
+def _made(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)()
 
 
 def check_same_set(fitted: Fitted, data: SeriesArrays) -> None:

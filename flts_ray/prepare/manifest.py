@@ -46,6 +46,7 @@ class Manifest:
     `quarantine` (series by code) account for the rest. splits: rows and series of each span.
     repairs: sums over series. categories: sorted values of each static text column, whose
     positions are the codes in `SeriesArrays.static`. files: path, sha256 and size of each.
+    snapshot: topic, epoch, number and offset ranges of the table it was made from; None: of files.
     """
 
     hash: str
@@ -64,11 +65,14 @@ class Manifest:
     quarantine: dict[str, int]
     categories: dict[str, list[str]]
     files: list[dict[str, Any]]
+    snapshot: dict[str, Any] | None = None
 
     def to_json(self) -> bytes:
         """Canonical bytes: the same manifest gives the same file."""
         raw = {f.name: getattr(self, f.name) for f in fields(self)}
         raw["contract"] = self.contract.to_json()
+        if self.snapshot is None:
+            del raw["snapshot"]
         return (json.dumps(raw, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
 
     @classmethod
@@ -123,7 +127,7 @@ def make_contract(config: Config, frequency: Frequency) -> Contract:
 def hashed_config(config: Config, contract: Contract) -> dict[str, Any]:
     """The part of the configuration that decides the prepared rows, JSON-ready."""
     return {
-        "data": config.data.model_dump(mode="json", exclude={"path", "test_path"}),
+        "data": config.data.model_dump(mode="json", exclude={"path", "test_path", "snapshot"}),
         "prepare": config.prepare.model_dump(mode="json", exclude={"engine"}),
         "split": config.split.model_dump(mode="json"),
         "task": {"horizon": config.task.horizon, "season": contract.season},
@@ -144,12 +148,23 @@ def describe_inputs(inputs: Sequence[InputFile]) -> list[dict[str, Any]]:
     ]
 
 
-def prepared_hash(config: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> str:
+def prepared_hash(
+    config: Mapping[str, Any],
+    inputs: Sequence[Mapping[str, Any]],
+    snapshot: Mapping[str, Any] | None = None,
+) -> str:
     """SHA-256 (hex) that names a prepared set.
 
-    config: `hashed_config`; inputs: `describe_inputs`, in reading order.
+    config: `hashed_config`; inputs: `describe_inputs`, in reading order; snapshot: what they are
+    a state of.
     """
-    named = {"version": PREPARATION_VERSION, "config": config, "inputs": list(inputs)}
+    named: dict[str, Any] = {
+        "version": PREPARATION_VERSION,
+        "config": config,
+        "inputs": list(inputs),
+    }
+    if snapshot is not None:
+        named["snapshot"] = snapshot
     text = json.dumps(named, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -8,17 +8,16 @@ as the mark that the set is complete, and the spilled pieces go whatever happens
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs
 
 from flts_ray.config import Config, DataConfig
-from flts_ray.errors import ArtifactError, ConfigError, DataError, FltsError, Unavailable
+from flts_ray.errors import DataError
 from flts_ray.panel import Contract, Frequency, to_local_us
-from flts_ray.prepare.accounts import Report, account
+from flts_ray.prepare.accounts import account
 from flts_ray.prepare.buckets import (
     Plan,
     bucket_count,
@@ -26,7 +25,7 @@ from flts_ray.prepare.buckets import (
     split_input,
 )
 from flts_ray.prepare.calendar import check_holidays
-from flts_ray.prepare.dataset import Step, ray_runs, run_on_ray
+from flts_ray.prepare.dataset import ray_runs, run_on_ray
 from flts_ray.prepare.kernel import Rules
 from flts_ray.prepare.loading import PreparedSet, find_prepared
 from flts_ray.prepare.manifest import (
@@ -37,20 +36,27 @@ from flts_ray.prepare.manifest import (
     prepared_hash,
     set_folder,
 )
+from flts_ray.prepare.steps import (
+    Progress,
+    Report,
+    Step,
+    in_turn,
+    remove_folder,
+    run_stage,
+    silent,
+)
 from flts_ray.sources.infer import infer_frequency
-from flts_ray.sources.inputs import Input, find_inputs
+from flts_ray.sources.inputs import Input
 from flts_ray.sources.read import read_batches
+from flts_ray.sources.snapshot import Source, find_source
 from flts_ray.store import Store
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage (`split`, `prepare`), how many of its steps are done, and of how many."""
-
 AUTO_LOCAL_BYTES = 256 * 2**20
+FEW_STEPS = 64
+"""From twice as many files on, one step splits several of them, as a step has its price on Ray."""
+STEP_BYTES = 64 * 2**20
 INFER_ROWS = 500_000
 """Rows of the first input from which an undeclared frequency is inferred."""
-_BY_NAME: dict[str, type[FltsError]] = {
-    kind.__name__: kind for kind in (ConfigError, ArtifactError, Unavailable)
-}
 
 
 def prepare(
@@ -63,25 +69,25 @@ def prepare(
     """
     if config.prepare.holidays:
         check_holidays(config.prepare.holidays)
-    inputs = find_inputs(config.data)
-    contract = make_contract(config, _frequency(config.data, inputs))
-    name = prepared_hash(hashed_config(config, contract), describe_inputs(inputs))
+    source = find_source(config)
+    config = config.model_copy(update={"data": source.data})
+    contract = make_contract(config, _frequency(source))
+    name = prepared_hash(
+        hashed_config(config, contract), describe_inputs(source.inputs), source.snapshot
+    )
     found = None if force else find_prepared(config.root, name)
     if found is not None and found.is_whole():
         return found
-    return _build(config, inputs, contract, name, progress or _silent)
+    return _build(config, source, contract, name, progress or silent)
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
-
-
-def _frequency(data: DataConfig, inputs: Sequence[Input]) -> Frequency:
-    """Declared, or inferred from the first rows of the first input."""
+def _frequency(source: Source) -> Frequency:
+    """Declared, or inferred from the first rows of the first file, of all dates of a table."""
+    data = source.data
     if data.frequency:
         return Frequency(data.frequency)
     parts: list[pa.Table] = []
-    for batch in read_batches(inputs[0], data):
+    for batch in _batches(source.inputs[: 1 if source.snapshot is None else None], data):
         parts.append(batch.select(["unique_id", "ds"]))
         if sum(map(len, parts)) >= INFER_ROWS:
             break
@@ -90,8 +96,13 @@ def _frequency(data: DataConfig, inputs: Sequence[Input]) -> Frequency:
     return infer_frequency(rows["unique_id"], wall)
 
 
+def _batches(inputs: Sequence[Input], data: DataConfig) -> Iterator[pa.Table]:
+    for one in inputs:
+        yield from read_batches(one, data)
+
+
 def _build(
-    config: Config, inputs: Sequence[Input], contract: Contract, name: str, progress: Progress
+    config: Config, source: Source, contract: Contract, name: str, progress: Progress
 ) -> PreparedSet:
     store = Store.open(config.root)
     plan = Plan(
@@ -100,8 +111,8 @@ def _build(
         folder=set_folder(name),
         # Its own folder: two builds of one set must not remove each other's pieces.
         spill=f"spill/{name[:16]}-{uuid.uuid4().hex[:8]}",
-        buckets=bucket_count(sum(one.size for one in inputs), config.prepare.buckets),
-        inputs=tuple(inputs),
+        buckets=bucket_count(sum(one.size for one in source.inputs), config.prepare.buckets),
+        inputs=source.inputs,
         data=config.data,
         rules=Rules(
             contract=contract,
@@ -112,34 +123,41 @@ def _build(
         ),
     )
     try:
-        split, made = _run_steps(plan, config, progress)
-        manifest = account(plan, config, name, split, made)
+        split, made = _run_steps(plan, config, source.setting, progress)
+        manifest = replace(account(plan, config, name, split, made), snapshot=source.snapshot)
     finally:
-        _remove(store, plan.spill)
+        remove_folder(store, plan.spill)
     store.put(f"{plan.folder}/{MANIFEST_NAME}", manifest.to_json())
     return PreparedSet(store.root, manifest)
 
 
-def _run_steps(plan: Plan, config: Config, progress: Progress) -> tuple[list[Report], list[Report]]:
+def _run_steps(
+    plan: Plan, config: Config, setting: str, progress: Progress
+) -> tuple[list[Report], list[Report]]:
     """Split every input, then prepare every bucket. Returns their reports in order."""
-    on_ray = _wants_ray(config, plan.inputs)
-
-    def run(stage: str, step: Step, count: int) -> list[Report]:
-        # Workers answer with errors as values: every problem is told, not only the first.
-        tried = partial(attempt, step)
-        answers = run_on_ray(tried, count, config.ray) if on_ray else map(tried, range(count))
-        return _collect(answers, stage, count, progress)
-
-    split = run("split", partial(split_input, plan), len(plan.inputs))
+    run = partial(_on_ray, config) if _wants_ray(config, plan.inputs) else in_turn
+    count, at_once = len(plan.inputs), _at_once(plan.inputs)
+    split = run_stage(run, partial(split_input, plan), count, "split", progress, at_once)
     pieces: dict[int, list[str]] = {}
     for report in split:
         for bucket, key in report["pieces"]:
             pieces.setdefault(bucket, []).append(key)
     if not pieces:
         names = ", ".join(one.name for one in plan.inputs[:5])
-        raise DataError(f"{names}: no rows in the input; check data.path")
+        raise DataError(f"{names}: no rows in the input; check {setting}")
     chosen = sorted(pieces.items())
-    return split, run("prepare", partial(_prepare_chosen, plan, chosen), len(chosen))
+    prepare_one = partial(_prepare_chosen, plan, chosen)
+    return split, run_stage(run, prepare_one, len(chosen), "prepare", progress)
+
+
+def _on_ray(config: Config, step: Step, count: int) -> Iterator[Report]:
+    return run_on_ray(step, count, config.ray)
+
+
+def _at_once(inputs: Sequence[Input]) -> int:
+    """Inputs that one step splits: one, or several where they are many and small."""
+    size = max(1, sum(one.size for one in inputs))
+    return max(1, min(len(inputs) // FEW_STEPS, len(inputs) * STEP_BYTES // size))
 
 
 def _prepare_chosen(plan: Plan, chosen: Sequence[tuple[int, list[str]]], index: int) -> Report:
@@ -150,50 +168,3 @@ def _wants_ray(config: Config, inputs: Sequence[Input]) -> bool:
     if config.prepare.engine != "auto":
         return config.prepare.engine == "ray"
     return ray_runs() or sum(one.size for one in inputs) >= AUTO_LOCAL_BYTES
-
-
-def attempt(step: Step, index: int) -> Report:
-    """Run a step; an error meant for the user becomes a report that crosses processes."""
-    try:
-        return step(index)
-    except FltsError as error:
-        field = error.field if isinstance(error, DataError) else None
-        told = {"kind": type(error).__name__, "message": str(error), "field": field}
-        return {"index": index, "error": told}
-
-
-def _collect(answers: Iterator[Report], stage: str, count: int, progress: Progress) -> list[Report]:
-    """Reports in step order. Raises the one error, or one that lists them all."""
-    reports = []
-    progress(stage, 0, count)
-    for done, answer in enumerate(answers, start=1):
-        reports.append(answer)
-        progress(stage, done, count)
-    reports.sort(key=lambda report: report["index"])
-    errors = [report["error"] for report in reports if "error" in report]
-    if len(errors) == 1:
-        raise _error(errors[0])
-    if errors:
-        raise DataError(
-            f"{len(errors)} of {count} parts of the input cannot be used",
-            field=errors[0]["field"],
-            problems=[error["message"] for error in errors],
-        )
-    return reports
-
-
-def _error(told: dict[str, Any]) -> FltsError:
-    if told["field"] is not None:
-        return DataError(told["message"], field=told["field"])
-    return _BY_NAME.get(told["kind"], DataError)(told["message"])
-
-
-def _remove(store: Store, folder: str) -> None:
-    for item in store.list(folder):
-        store.delete(item.key)
-    filesystem, base = store.filesystem()
-    # Only a folder of this machine outlives its files; in a bucket this would leave a marker.
-    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-        path = f"{base}/{folder}"
-        if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
-            filesystem.delete_dir(path)

@@ -96,7 +96,7 @@ class ParquetFile:
 
     @property
     def header(self) -> list[str]:
-        return list(self.schema.names)
+        return [*self.schema.names, *sorted(self.item.lacks)]
 
     def place(self, row: int) -> str:
         return f"row {row + 1}"
@@ -108,10 +108,14 @@ class ParquetFile:
         system, path = _system(self.item.uri)
         with explained(self.item), system.open_input_file(path) as source:
             file = pq.ParquetFile(source)
-            for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns), use_threads=False):
+            there = [name for name in columns if name not in self.item.lacks]
+            for batch in file.iter_batches(_BATCH_ROWS, columns=there, use_threads=False):
                 rows = np.arange(first, first + batch.num_rows)
                 first += batch.num_rows
-                yield RawBatch(rows, {name: batch.column(name) for name in columns})
+                missing = pa.nulls(batch.num_rows, pa.float64())
+                yield RawBatch(
+                    rows, {n: batch.column(n) if n in there else missing for n in columns}
+                )
 
 
 def open_file(item: Input, time_column: str) -> CsvFile | ParquetFile:

@@ -36,7 +36,11 @@ _WILD = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Input:
-    """One file. `size` in bytes; `series` names its series where no column does ("": no need)."""
+    """One file. `size` in bytes; `series` names its series where no column does ("": no need).
+
+    labels: columns that hold text somewhere in the set the file belongs to; None: unknown.
+    lacks: covariates that only other files of the set have; they are missing in all its rows.
+    """
 
     uri: str
     name: str
@@ -45,6 +49,8 @@ class Input:
     format: Format
     is_test: bool
     series: str = ""
+    labels: frozenset[str] | None = None
+    lacks: frozenset[str] = frozenset()
 
 
 def find_inputs(data: DataConfig) -> list[Input]:

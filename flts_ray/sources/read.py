@@ -144,6 +144,8 @@ def _header_problems(used: dict[str, str], header: list[str], data: DataConfig) 
 def _text_columns(file: CsvFile | ParquetFile, data: DataConfig) -> frozenset[str]:
     """Static columns that hold labels, not numbers."""
     static = [name for name, role in data.covariates.items() if role == "static"]
+    if file.item.labels is not None:
+        return file.item.labels & frozenset(static)
     found: set[str] = set()
     for batch in file.batches(static) if static else ():
         found |= {name for name, values in batch.columns.items() if not is_numeric(values)}

@@ -14,9 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from rich.console import Console
 
 from flts_ray.config import Config, parse_config
 from flts_ray.errors import ConfigError, DataError, GateRefused, Unavailable
+from flts_ray.events import Kind
 from flts_ray.jobs import train as train_job
 from flts_ray.jobs.session import open_session
 from flts_ray.models import artifact
@@ -136,10 +137,25 @@ def config(folder: Path) -> Config:
     return parse_config(settings(folder))
 
 
+@dataclass
+class Told:
+    """Events that are remembered."""
+
+    seen: list[tuple[Kind, Mapping[str, Any]]] = field(default_factory=list)
+
+    def publish(self, kind: Kind, data: Mapping[str, Any]) -> None:
+        self.seen.append((kind, data))
+
+
 @pytest.fixture(scope="module")
-def services(config: Config) -> Iterator[Services]:
+def events() -> Told:
+    return Told()
+
+
+@pytest.fixture(scope="module")
+def services(config: Config, events: Told) -> Iterator[Services]:
     with open_session(config, ray=True) as opened:
-        yield opened
+        yield replace(opened, events=events)
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +211,28 @@ def test_a_champion_comes_out_and_every_series_is_accounted_for(first: TrainRepo
     assert f"{first.candidate} (scaled_pinball" in first.decision.reason
     assert "is accepted: it beats the baseline seasonal_naive-01" in first.decision.reason
     assert all(one.audit.passed for one in first.judged)
+
+
+def test_other_programs_are_told_of_every_step(
+    config: Config, services: Services, events: Told, first: TrainReport, parent: str
+) -> None:
+    (kind, prepared), *trained, (last, selected) = events.seen[: 2 * len(KINDS) + 4]
+    assert (kind, last) == ("training-data", "model-selected")
+    assert Path(prepared["object"]).is_file()
+    assert {kind for kind, _ in trained} == {"model-training"}
+    told = [(data["trial"], data["status"]) for _, data in trained]
+    assert (told[0], told[-1]) == ((None, "RUNNING"), (None, "SUCCESS"))
+    for outcome in first.study.outcomes:
+        start, end = [data for _, data in trained if data["trial"] == outcome.trial_id]
+        assert (start["status"], end["status"]) == ("RUNNING", "SUCCESS")
+        assert (end["model_type"], end["run_id"]) == (outcome.kind, outcome.run_id)
+        assert (end["study_run"], end["error"]) == (parent, None)
+    assert {data["config_hash"] for _, data in events.seen} == {config.digest()}
+    assert (selected["version"], selected["previous"]) == (1, None)
+    assert selected["run_id"] == first.version.run_id
+    assert selected["model_uri"] == "models:/load/1"
+    board = next(one.board for one in first.judged if one.name == first.candidate)
+    assert selected["score"] == board.overall[config.judge.score]
 
 
 def test_the_table_shows_all_candidates(first: TrainReport) -> None:
@@ -280,12 +318,20 @@ def test_every_trial_is_a_run_with_all_that_was_learned(
 
 
 def test_training_again_finds_its_champion_and_runs_nothing(
-    config: Config, services: Services, client: TrackingClient, first: TrainReport, parent: str
+    config: Config,
+    services: Services,
+    events: Told,
+    client: TrackingClient,
+    first: TrainReport,
+    parent: str,
 ) -> None:
     study, notes = study_of(config, services, first), Notes()
-    before = written(study)
+    before, known = written(study), len(events.seen)
     again = train(config, services, notes, clock, resume=True)
     assert again.promoted
+    assert [(kind, data.get("status")) for kind, data in events.seen[known:]] == [
+        ("training-data", None), ("model-training", "RUNNING"), ("model-training", "SUCCESS"),
+    ]  # fmt: skip
     assert again.version == first.version
     assert again.decision.reason == (
         f"{first.candidate} is version 1 ({first.version.kind}), which is champion already"

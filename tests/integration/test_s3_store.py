@@ -4,6 +4,7 @@ import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,10 +14,14 @@ import pytest
 
 from flts_ray.config import DataConfig
 from flts_ray.errors import DataError, Unavailable
+from flts_ray.ingest.chain import Frontier, frontier
+from flts_ray.ingest.segment import metadata_of, read_info
+from flts_ray.ingest.verify import verify_store
 from flts_ray.local.s3 import S3Server
 from flts_ray.sources.inputs import find_inputs
 from flts_ray.sources.read import read_input
 from flts_ray.store import Created, Exists, NotFound, Store
+from tests.segments import EPOCH, TOPIC, segment, stored
 
 pytestmark = pytest.mark.integration
 
@@ -70,6 +75,56 @@ def test_large_new_objects_are_conditional_too(store: Store) -> None:
     assert isinstance(store.put_new("big", b"a" * 12_000_000), Created)
     assert isinstance(store.put_new("big", b"b" * 12_000_000), Exists)
     assert store.get("big") == b"a" * 12_000_000
+
+
+def test_metadata_travels_with_a_new_object(store: Store) -> None:
+    facts = {"flts-end": "100", "flts-writer": "host-1 / 7=a"}
+    assert isinstance(store.put_new("a/x", b"hello", facts), Created)
+    assert isinstance(store.put_new("a/x", b"other", {"flts-end": "1"}), Exists)
+    found = store.head("a/x")
+    assert (found.key, found.size, dict(found.metadata)) == ("a/x", 5, facts)
+    assert found.etag == store.list()[0].etag != ""
+    store.put("plain", b"")
+    assert dict(store.head("plain").metadata) == {}
+    with pytest.raises(NotFound, match="nope"):
+        store.head("nope")
+
+
+def test_parts_of_an_object(store: Store) -> None:
+    store.put("x", b"0123456789")
+    assert store.get_range("x", 0, 3) == b"012"
+    assert store.get_range("x", 8, 5) == b"89"
+    with pytest.raises(NotFound, match="nope"):
+        store.get_range("nope", 0, 1)
+
+
+def test_a_listing_can_begin_behind_a_key(store: Store) -> None:
+    for key in ("a/1", "a/2", "a/3/x", "b"):
+        store.put(key, b"")
+    assert [item.key for item in store.list("a", "a/1")] == ["a/2", "a/3/x"]
+    assert [item.key for item in store.list("a", "a/15")] == ["a/2", "a/3/x"]
+    assert [item.key for item in store.list("", "a/2")] == ["a/3/x", "b"]
+    assert store.list("a", "a/3/x") == []
+
+
+def test_the_probe_is_content_and_leaves_nothing(store: Store) -> None:
+    store.probe_put_new()
+    assert store.list() == []
+
+
+def test_segments_keep_their_facts_in_the_metadata(store: Store) -> None:
+    for begin, end in pairwise((0, 10, 25, 30)):
+        stored(store, begin, end)
+    data, empty = segment(30, 40, [], lost=10)
+    store.put_new(empty.key, data, metadata_of(empty))
+    assert store.head(empty.key).metadata == metadata_of(empty)
+    assert read_info(store, empty.key) == empty
+    assert frontier(store, TOPIC, EPOCH, 0, (25, "10"), 0) == Frontier(40, 30)
+    report = verify_store(store, TOPIC, EPOCH, {0: 40}, deep=True)
+    assert report.ok and (report.segments, report.rows, report.lost) == (4, 24, 10)
+    store.put(empty.key, data)
+    assert not store.head(empty.key).metadata
+    assert read_info(store, empty.key) == empty
 
 
 def test_folders_travel_whole(store: Store, tmp_path: Path) -> None:

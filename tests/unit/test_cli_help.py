@@ -15,7 +15,7 @@ from flts_ray.errors import Conflict, DataError, FltsError, GateRefused, Unavail
 
 COMMANDS = (
     "init", "prepare", "train", "backtest", "promote", "rollback", "history", "serve", "forecast",
-    "status", "demo",
+    "status", "demo", "up", "down", "replay", "lineage",
 )  # fmt: skip
 CONFIG = "name: load\nroot: {root}\ndata: {{path: load.csv}}\n"
 

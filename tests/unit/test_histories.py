@@ -126,3 +126,11 @@ def test_a_series_without_any_value_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / "new.csv", [*history(), *ahead([1, 2], name="s1")])
     with pytest.raises(DataError, match="s1: every value of 'y' is missing"):
         histories(config_of(), path, ABOUT)
+
+
+def test_where_the_input_is_a_table_files_have_its_columns(tmp_path: Path) -> None:
+    config = parse_config(
+        {"name": "demo", "data": {"snapshot": "latest", "covariates": ROLES, "frequency": "1h"}}
+    )
+    path = write(tmp_path / "new.csv", [*history("a"), *history("b")])
+    assert [body["unique_id"] for body in histories(config, path, ABOUT)] == ["a", "b"]

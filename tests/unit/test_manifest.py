@@ -146,3 +146,23 @@ def test_folder_is_the_beginning_of_the_hash() -> None:
     assert set_folder(replace(manifest(), hash="0123456789abcdef99").hash) == (
         "prepared/0123456789abcdef"
     )
+
+
+def test_a_snapshot_enters_the_hash_and_the_way_it_was_chosen_does_not() -> None:
+    files, latest, pinned = config(), *(_of_table(snapshot) for snapshot in ("latest", 3))
+    described = describe_inputs([File()])
+
+    def named(of: Config, snapshot: dict[str, Any] | None) -> str:
+        contract = make_contract(of, Frequency("1h"))
+        return prepared_hash(hashed_config(of, contract), described, snapshot)
+
+    reference = {"topic": "load", "epoch": "0f", "number": 3, "ranges": {"0": [0, 9]}}
+    assert named(latest, reference) == named(pinned, reference)
+    assert named(latest, reference) != named(files, None)
+    for change in ({"number": 4}, {"epoch": "1f"}, {"ranges": {"0": [0, 8]}}):
+        assert named(latest, {**reference, **change}) != named(latest, reference)
+    assert "snapshot" not in hashed_config(files, make_contract(files, Frequency("1h")))["data"]
+
+
+def _of_table(snapshot: str | int) -> Config:
+    return parse_config({"name": "load", "data": {"snapshot": snapshot}})

@@ -15,7 +15,8 @@ from flts_ray.panel import steps_after
 from flts_ray.prepare.arrays import origins_in
 from flts_ray.prepare.calendar import calendar_features
 from flts_ray.prepare.loading import PreparedSet, open_prepared
-from flts_ray.prepare.run import attempt, prepare
+from flts_ray.prepare.run import prepare
+from flts_ray.prepare.steps import attempt
 from tests.raw_files import contents, load_config, write_load
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +17,7 @@ from flts_ray.config import Config, SplitConfig, parse_config
 from flts_ray.errors import ArtifactError, ConfigError, Conflict, DataError, GateRefused
 from flts_ray.evaluate.finalists import Judged
 from flts_ray.evaluate.leakage import AuditResult
+from flts_ray.events import Kind
 from flts_ray.models import artifact
 from flts_ray.models.base import fit_fully
 from flts_ray.prepare.arrays import SeriesArrays
@@ -60,6 +61,16 @@ class MemoryServices(Services):
 
     def registry(self) -> Registry:
         return Registry(cast(TrackingClient, self.mlflow), self.store, self.config.name, "ann")
+
+
+@dataclass
+class Told:
+    """Events that are remembered."""
+
+    seen: list[tuple[Kind, Mapping[str, Any]]] = field(default_factory=list)
+
+    def publish(self, kind: Kind, data: Mapping[str, Any]) -> None:
+        self.seen.append((kind, data))
 
 
 @dataclass
@@ -209,6 +220,29 @@ def test_an_accepted_version_becomes_champion_and_its_decision_is_kept(
         "passed": True, "reason": None, "windows": 8, "max_relative_difference": 0.0,
     }  # fmt: skip
     assert [title for title, _ in notes.steps] == ["Judge", "Parity", "Promoted"]
+
+
+def test_a_promotion_by_hand_is_told_and_a_refusal_is_not(
+    services: MemoryServices, prepared: PreparedSet, models: dict[str, Path]
+) -> None:
+    told = Told()
+    services = replace(services, events=told)
+    config = services.config
+    add(services, models["poor"])
+    promote_version(config, services, prepared, 1, NOW, Notes())
+    add(services, models["good"], "run-2")
+    promote_version(config, services, prepared, 2, NOW, Notes())
+    add(services, models["worse"])
+    with pytest.raises(GateRefused):
+        promote_version(config, services, prepared, 3, NOW, Notes())
+    assert [kind for kind, _ in told.seen] == ["model-selected"] * 2
+    first, second = (dict(data) for _, data in told.seen)
+    assert (first["version"], first["previous"]) == (1, None)
+    assert 0 < second.pop("score") < first["score"]
+    assert second == {
+        "run_id": "run-2", "model_uri": "models:/load/2", "model_type": "ar",
+        "config_hash": config.digest(), "version": 2, "previous": 1,
+    }  # fmt: skip
 
 
 def test_the_champion_cannot_be_promoted_again_and_that_is_no_refusal(

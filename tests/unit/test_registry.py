@@ -284,3 +284,11 @@ def test_a_log_that_names_what_mlflow_lost_is_an_artifact_error(
     mlflow.names.clear()
     with pytest.raises(ArtifactError, match="promotion log of load"):
         registry.champion()
+
+
+def test_a_version_remembers_the_snapshot_it_was_trained_on(
+    registry: Registry, model: Path
+) -> None:
+    assert registry.add_version(model, "run0", "prep").snapshot == ""
+    tags = {"snapshot": "load/0123456789abcdef/7"}
+    assert registry.add_version(model, "run1", "prep", tags).snapshot == tags["snapshot"]

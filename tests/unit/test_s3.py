@@ -11,7 +11,7 @@ from flts_ray.local.s3 import S3Server
 
 def test_a_missing_server_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda *args, **kwargs: None)
-    with pytest.raises(Unavailable, match=r"flts-ray\[test\]"):
+    with pytest.raises(Unavailable, match=r"flts-ray\[local\]"):
         S3Server(tmp_path).start()
 
 

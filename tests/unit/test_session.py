@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,35 @@ def test_services_start_side_by_side_and_stop_in_reverse(events: list[str], tmp_
         assert services.folder.is_dir()
         assert services.store.root == str(tmp_path / "new")
     assert events == ["start mlflow", "start ray", "wait for mlflow", "stop ray", "stop mlflow"]
+
+
+def test_the_s3_server_that_runs_here_is_known_before_anything_starts(
+    events: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "adopt_local", lambda config: events.append("adopt"))
+    with session.open_session(config_of(tmp_path), ray=True):
+        assert events[0] == "adopt"
+
+
+def test_a_session_neither_waits_for_a_broker_that_is_away_nor_fails(
+    events: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def stuck(*_: object) -> None:
+        asked.set()
+        answer.wait(60)
+        raise Unavailable("never")
+
+    monkeypatch.setattr("flts_ray.streams.connect.producer", stuck)
+    monkeypatch.setattr("flts_ray.events.CLOSE_S", 0.01)
+    config = config_of(tmp_path, stream={"brokers": NOBODY}, events={"enabled": True, "queue": 2})
+    with session.open_session(config) as services:
+        for n in range(5):
+            services.events.publish("training-data", {"v": n})
+        assert asked.wait(10)
+    answer.set()
+    assert events[-1] == "stop mlflow"
 
 
 def test_ray_is_started_only_if_asked_for(events: list[str], tmp_path: Path) -> None:

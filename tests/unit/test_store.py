@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flts_ray.errors import ConfigError, DataError, Unavailable
-from flts_ray.store import Created, Exists, NotFound, ObjectInfo, Store
+from flts_ray.store import Created, Exists, FolderStore, NotFound, ObjectInfo, Store
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_a_failed_write_leaves_the_old_bytes_and_no_part(store: Store, tmp_path:
 
 @pytest.mark.parametrize("key", ["../x", "/etc/passwd", "a//b", "a/./b", "", "a\\b", "a\nb", "a/"])
 def test_keys_stay_inside(store: Store, key: str) -> None:
-    for act in (store.get, store.exists, store.delete):
+    for act in (store.get, store.exists, store.delete, store.head):
         with pytest.raises(DataError, match="store key"):
             act(key)
     with pytest.raises(DataError, match="store key"):
@@ -104,6 +105,70 @@ def test_a_prefix_is_a_folder_not_a_start_of_names(store: Store) -> None:
     store.put("run/1", b"")
     store.put("run-2/1", b"")
     assert [item.key for item in store.list("run")] == ["run/1"]
+
+
+def test_a_listing_can_begin_behind_a_key(store: Store) -> None:
+    for key in ("a/1", "a/2", "a/3/x", "b"):
+        store.put(key, b"")
+
+    def keys(prefix: str, after: str) -> list[str]:
+        return [item.key for item in store.list(prefix, after)]
+
+    assert keys("a", "a/1") == ["a/2", "a/3/x"]
+    assert keys("a", "a/15") == ["a/2", "a/3/x"]
+    assert keys("a", "a/3/x") == []
+    assert keys("a", "0") == ["a/1", "a/2", "a/3/x"]
+    assert keys("", "a/2") == ["a/3/x", "b"]
+
+
+def test_parts_of_an_object_and_its_size(store: Store) -> None:
+    store.put_new("a/x", b"0123456789", {"end": "7"})
+    assert store.head("a/x") == ObjectInfo("a/x", 10)
+    assert store.get_range("a/x", 0, 3) == b"012"
+    assert store.get_range("a/x", 8, 5) == b"89"
+    for key in ("a", "a/y"):
+        with pytest.raises(NotFound, match=key):
+            store.head(key)
+        with pytest.raises(NotFound, match=key):
+            store.get_range(key, 0, 1)
+
+
+def test_the_probe_leaves_nothing(store: Store) -> None:
+    store.probe_put_new()
+    assert store.list() == []
+
+
+class Careless(FolderStore):
+    """Replaces where it should refuse."""
+
+    def put_new(
+        self, key: str, data: bytes, metadata: Mapping[str, str] | None = None
+    ) -> Created | Exists:
+        self.put(key, data)
+        return Created(key)
+
+
+class Liar(Careless):
+    """Refuses with words only."""
+
+    def put_new(
+        self, key: str, data: bytes, metadata: Mapping[str, str] | None = None
+    ) -> Created | Exists:
+        super().put_new(key, data)
+        return Exists(key)
+
+
+@pytest.mark.parametrize("kind", [Careless, Liar])
+def test_the_probe_finds_out(kind: type[FolderStore], tmp_path: Path) -> None:
+    store = kind(str(tmp_path))
+    with pytest.raises(Unavailable, match=r"exactly-once.*conditional writes"):
+        store.probe_put_new()
+    assert store.list() == []
+
+
+def test_a_listing_of_facts_can_be_a_set(store: Store) -> None:
+    store.put("a", b"1")
+    assert {*store.list(), store.head("a")} == {ObjectInfo("a", 1)}
 
 
 def test_scans_see_the_same_files(store: Store) -> None:

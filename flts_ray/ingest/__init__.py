@@ -1,0 +1,1 @@
+"""From the topic to the object store, each message exactly once."""

@@ -1,0 +1,232 @@
+"""The topic `DLQ-<topic>`: how a dead letter is written there, and what its end says.
+
+Design choices: a message is the original one, its bytes untouched, with headers that say why it was
+refused and where it came from; every message carries the offset below which all letters of its
+partition had been acknowledged when it was sent, so the last messages tell exactly what is missing,
+also after a crash within a batch; a letter that the broker finds too large goes without its bytes,
+which stay in its segment.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from flts_ray.config_stream import StreamConfig
+from flts_ray.errors import Unavailable
+from flts_ray.ingest.letters import Letter
+from flts_ray.streams import connect
+from flts_ray.streams.records import Consumer, Headers, Producer, Records
+
+PREFIX = "flts."
+LARGE_BYTES = 500_000
+"""A letter of this size waits for its own acknowledgement."""
+ANSWER_S = 10.0
+_POLL_RECORDS = 5000
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What the end of a dead-letter topic says of one source partition.
+
+    All letters below offset `complete` are there, and those at `seen` as well.
+    """
+
+    complete: int = 0
+    seen: frozenset[int] = frozenset()
+
+
+class LetterTopic(Protocol):
+    """Where letters go."""
+
+    def tail(self, partition: int, epoch: str, count: int) -> Tail | None:
+        """What the last `count` letters say of a source partition; None: nothing."""
+
+    def send(self, letters: Sequence[Letter], complete: int) -> None:
+        """Send letters of one partition; returns when all are acknowledged. Raises Unavailable."""
+
+    def close(self) -> None: ...
+
+
+class Message(NamedTuple):
+    """One message of a topic."""
+
+    offset: int
+    value: bytes | None
+    key: bytes | None
+    headers: Headers
+
+
+class KafkaLetterTopic:
+    """`DLQ-<topic>` of a broker, made if it is not there, with as many partitions as the source.
+
+    Letters keep their partition number (modulo the number of partitions, where it has fewer).
+    Raises Unavailable where the broker does not answer.
+    """
+
+    def __init__(self, stream: StreamConfig, brokers: str) -> None:
+        self.name = dead_letter_topic(stream.topic)
+        self._brokers = brokers
+        self._stream = stream.model_copy(update={"topic": self.name})
+        with closing(connect.admin(stream, brokers)) as admin:
+            sources = max(1, admin.partitions(stream.topic))
+            admin.create_topic(self.name, sources)
+            self.partitions = admin.partitions(self.name) or sources
+        self._sharing = -(-sources // self.partitions)
+        self._producer: Producer | None = None
+
+    def tail(self, partition: int, epoch: str, count: int) -> Tail | None:
+        last = count * self._sharing
+        messages = self._messages(partition % self.partitions, last)
+        return tail_of((read_headers(m.headers) for m in messages), partition, epoch)
+
+    def send(self, letters: Sequence[Letter], complete: int) -> None:
+        try:
+            for letter in letters:
+                self._send(letter, letter.raw, message_headers(letter, complete))
+            self._flush()
+        except Unavailable:
+            self.close()
+            if len(letters) > 1 or letters[0].nbytes < LARGE_BYTES:
+                raise
+            # One letter that is too large must not keep the others for ever.
+            headers = message_headers(letters[0], complete, cut=True)
+            self._send(letters[0], None, headers)
+            self._flush()
+
+    def messages(self, partition: int) -> Iterator[tuple[int, Letter | None]]:
+        """All messages of one partition of this topic with their offsets; None: not a letter."""
+        return ((message.offset, letter_of(message)) for message in self._messages(partition))
+
+    def letters(self, partition: int) -> Iterator[Letter]:
+        """Letters of one partition of this topic, each once."""
+        found: set[tuple[str, str, str]] = set()
+        for _, letter in self.messages(partition):
+            if letter is None or (name := (letter.epoch, letter.topic, letter.id)) in found:
+                continue
+            found.add(name)
+            yield letter
+
+    def close(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.close()
+
+    def _send(self, letter: Letter, value: bytes | None, headers: Headers) -> None:
+        if self._producer is None:
+            self._producer = connect.producer(self._stream, self._brokers)
+        place = letter.partition % self.partitions
+        self._producer.send(self.name, value, message_key(letter), place, headers)
+
+    def _flush(self) -> None:
+        if self._producer is not None:
+            self._producer.flush(ANSWER_S)
+
+    def _messages(self, partition: int, last: int | None = None) -> Iterator[Message]:
+        group = f"{self._stream.group}-dlq"
+        with closing(connect.consumer(self._stream, self._brokers, group=group)) as consumer:
+            start, end = consumer.bounds([partition])[partition]
+            begin = start if last is None else max(start, end - last)
+            yield from read_range(consumer, partition, begin, end)
+
+
+def dead_letter_topic(topic: str) -> str:
+    """Name of the topic that gets the dead letters of another."""
+    return f"DLQ-{topic}"
+
+
+def message_key(letter: Letter) -> bytes:
+    """Equal for the same letter sent twice."""
+    return f"{letter.topic}/{letter.id}".encode()
+
+
+def message_headers(letter: Letter, complete: int, cut: bool = False) -> list[tuple[str, bytes]]:
+    """Ours first, then the original ones. `cut`: the value is left out; its size is said."""
+    said = {
+        "code": letter.code, "detail": letter.detail, "topic": letter.topic,
+        "partition": letter.partition, "offset": letter.offset,
+        "timestamp_ms": letter.timestamp_ms, "epoch": letter.epoch,
+        "complete": complete,
+    }  # fmt: skip
+    if cut:
+        said["cut"] = len(letter.raw or b"")
+    ours = [(PREFIX + name, str(value).encode()) for name, value in said.items()]
+    if letter.key is not None:
+        ours.append((PREFIX + "key", letter.key))
+    ours.append((PREFIX + "originals", str(len(letter.headers)).encode()))
+    return [*ours, *letter.headers]
+
+
+def read_headers(headers: Headers) -> dict[str, str]:
+    """What `message_headers` said, without its prefix; of a repeated name the first counts."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        if name.startswith(PREFIX):
+            text = (value or b"").decode(errors="replace")
+            found.setdefault(name.removeprefix(PREFIX), text)
+    return found
+
+
+def letter_of(message: Message) -> Letter | None:
+    """The letter in a message of a dead-letter topic; None if it is not one of ours."""
+    said = read_headers(message.headers)
+    try:
+        partition, offset, stamp, originals = (
+            int(said[name]) for name in ("partition", "offset", "timestamp_ms", "originals")
+        )
+        topic, epoch, code = said["topic"], said["epoch"], said["code"]
+    except (KeyError, ValueError):
+        return None
+    ours = len(message.headers) - originals
+    keys = [value for name, value in message.headers[:ours] if name == PREFIX + "key"]
+    return Letter(
+        topic, epoch, partition, offset, code, said.get("detail", ""), message.value,
+        keys[0] if keys else None, stamp, tuple(message.headers[ours:]),
+    )  # fmt: skip
+
+
+def tail_of(messages: Iterable[Mapping[str, str]], partition: int, epoch: str) -> Tail | None:
+    """What the headers of the last messages say of a source partition; None: nothing."""
+    mine = [
+        said
+        for said in messages
+        if said.get("epoch") == epoch and said.get("partition") == str(partition)
+    ]
+    if not mine:
+        return None
+    complete = max(int(said["complete"]) for said in mine)
+    offsets = (int(said["offset"]) for said in mine)
+    seen = frozenset(offset for offset in offsets if offset >= complete)
+    return Tail(complete, seen)
+
+
+def read_range(consumer: Consumer, partition: int, begin: int, end: int) -> Iterator[Message]:
+    """Messages of the offsets [begin, end) of one partition that are still there.
+
+    Raises Unavailable if nothing comes for ten seconds.
+    """
+    if begin >= end:
+        return
+    consumer.assign([partition])
+    consumer.seek(partition, begin)
+    limit = time.monotonic() + ANSWER_S
+    while consumer.position(partition) < end:
+        for records in consumer.poll(0.5, _POLL_RECORDS):
+            limit = time.monotonic() + ANSWER_S
+            for message in _messages(records):
+                if message.offset < end:
+                    yield message
+        if time.monotonic() > limit:
+            raise Unavailable(
+                f"partition {partition}: the broker gave nothing for {ANSWER_S:g} s at offset "
+                f"{consumer.position(partition)} of {end}; check it, then repeat"
+            )
+
+
+def _messages(records: Records) -> Iterator[Message]:
+    headers = records.headers or ((),) * len(records.offsets)
+    columns = (records.offsets, records.values, records.keys, headers)
+    return (Message(*row) for row in zip(*columns, strict=True))

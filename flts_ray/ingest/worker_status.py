@@ -1,0 +1,86 @@
+"""What a worker says of itself.
+
+Design choices: counts of what this process did since it started, so that they only grow; durable
+rows and segments are counted when the store has answered, messages and bytes when they are read;
+plain values that become JSON as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from flts_ray.ingest.partition import Partition
+from flts_ray.ingest.sink import Sink
+
+COUNTS = (
+    "messages", "rows", "bad_rows", "bytes", "segments", "put_failures", "conflicts", "lost",
+    "rebalances", "commit_failures",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PartitionStatus:
+    """`position`: next offset to read; `frontier`: next one to become durable; `end`: of the
+    broker's log; `lag`: messages of the log that are not durable. None: not known yet."""
+
+    position: int | None
+    frontier: int | None
+    committed: int | None
+    end: int | None
+    lag: int | None
+    buffered_rows: int
+    buffered_bytes: int
+    paused: bool
+    halted: str
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """`totals` holds `COUNTS`; times are ISO 8601."""
+
+    writer: str
+    topic: str
+    epoch: str
+    index: int
+    of: int
+    partitions: Mapping[int, PartitionStatus]
+    totals: Mapping[str, int]
+    full: bool
+    draining: bool
+    started_at: str
+    updated_at: str
+
+    def as_json(self) -> bytes:
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+
+def status_key(topic: str, epoch: str, index: int) -> str:
+    """Where a worker leaves its status, overwritten every few seconds."""
+    return f"ingest/{topic}/{epoch}/status/{index}.json"
+
+
+def partitions_of(sink: Sink) -> dict[int, PartitionStatus]:
+    return {number: _partition(p) for number, p in sorted(sink.partitions.items())}
+
+
+def totals_of(sink: Sink, counted: Mapping[str, int]) -> dict[str, int]:
+    """All `COUNTS`: the sink's own, and those its worker counted."""
+    durable = asdict(sink.totals)
+    return {name: counted.get(name, durable.get(name, 0)) for name in COUNTS}
+
+
+def _partition(p: Partition) -> PartitionStatus:
+    known = p.frontier is not None
+    return PartitionStatus(
+        position=p.position,
+        frontier=p.frontier,
+        committed=p.committed,
+        end=p.log_end if known else None,
+        lag=max(0, p.log_end - (p.frontier or 0)) if known else None,
+        buffered_rows=p.held_rows + p.flight_rows,
+        buffered_bytes=p.held_bytes + p.flight_bytes,
+        paused=p.paused,
+        halted=p.halted,
+    )

@@ -1,0 +1,169 @@
+"""Dead letters sent to their topic again, each once.
+
+Design choices: a letter is claimed in the store before it is sent and marked as done after the
+broker has acknowledged it; the claim says where the topic ended, and every message says which
+letter it repeats, so after a crash in between the topic itself tells whether the letter was sent.
+Each letter is therefore sent once however often and wherever a run was killed, as long as the topic
+still holds what came since; of runs at the same time one sends. Only a run that is frozen for
+longer than a claim holds, and then goes on, may send a letter that another has sent meanwhile. A
+letter that is refused again is a new letter.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+from flts_ray.config import Config
+from flts_ray.ingest.letter_topic import PREFIX, read_range
+from flts_ray.ingest.letters import Letter, Which
+from flts_ray.jobs.dlq import chosen
+from flts_ray.store import Created, Store
+from flts_ray.streams import connect
+from flts_ray.streams.records import Consumer, Producer
+
+REPLAY_OF = PREFIX + "replay-of"
+CLAIM_S = 120.0
+"""So long another run is taken to be at work on what it claimed."""
+CHUNK = 500
+_FLUSH_S = 30.0
+_DONE = "done"
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """`sent` now; `skipped`: sent before; `waiting`: ids that another run has claimed lately."""
+
+    sent: int = 0
+    skipped: int = 0
+    waiting: tuple[str, ...] = ()
+
+
+class Claim(NamedTuple):
+    """`number` of the claim; `at` seconds since 1970; `start`: where the topic's log ended then."""
+
+    number: int
+    at: float
+    start: int
+
+
+def replay(
+    config: Config,
+    brokers: str,
+    which: Which,
+    force: bool = False,
+    clock: Callable[[], float] = time.time,
+) -> Replayed:
+    """Send what is chosen of the letters to the topic again: the original bytes, key, headers.
+
+    A letter that was sent before is skipped, unless `force`. Raises Unavailable (the next run
+    goes on), DataError where nothing was ever ingested.
+    """
+    stream, store = config.stream, Store.open(config.root)
+    waiting = iter(chosen(config, which))
+    total = Replayed()
+    with (
+        closing(connect.consumer(stream, brokers, group=f"{stream.group}-replay")) as reader,
+        closing(connect.producer(stream, brokers)) as writer,
+    ):
+        run = _Run(store, stream.topic, reader, writer, force, clock)
+        while letters := list(islice(waiting, CHUNK)):
+            done = run.replay(letters)
+            total = Replayed(
+                total.sent + done.sent, total.skipped + done.skipped, total.waiting + done.waiting
+            )
+    return total
+
+
+class _Run:
+    """One run over the letters of one topic."""
+
+    def __init__(
+        self,
+        store: Store,
+        topic: str,
+        reader: Consumer,
+        writer: Producer,
+        force: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store, self._topic = store, topic
+        self._reader, self._writer = reader, writer
+        self._force, self._clock = force, clock
+        self._partitions = len(reader.partitions())
+
+    def replay(self, letters: Sequence[Letter]) -> Replayed:
+        ends = {p: end for p, (_, end) in self._reader.bounds(range(self._partitions)).items()}
+        if self._force:
+            self._send(letters)
+            return Replayed(len(letters))
+        claims = {letter: self._claims(letter) for letter in letters}
+        begun = {letter: found for letter, found in claims.items() if found}
+        sent = self._found(begun, ends)
+        for letter in sent:
+            self._store.put(f"{_folder(letter)}/{_DONE}", b"{}")
+        done = sent | {letter for letter, found in claims.items() if found is None}
+        open_ = [letter for letter in letters if letter not in done]
+        mine = [letter for letter in open_ if self._claimed(letter, claims[letter] or [], ends)]
+        self._send(mine)
+        waiting = tuple(letter.id for letter in open_ if letter not in set(mine))
+        return Replayed(len(mine), len(done), waiting)
+
+    def _claims(self, letter: Letter) -> list[Claim] | None:
+        """Claims of a letter in their order; None: it is done."""
+        keys = [item.key for item in self._store.list(_folder(letter))]
+        if any(key.endswith(f"/{_DONE}") for key in keys):
+            return None
+        found = (json.loads(self._store.get(key)) for key in sorted(keys))
+        return [Claim(number, one["at"], one["start"]) for number, one in enumerate(found)]
+
+    def _claimed(self, letter: Letter, claims: Sequence[Claim], ends: Mapping[int, int]) -> bool:
+        now = self._clock()
+        if claims and now - claims[-1].at < CLAIM_S:
+            return False
+        said = {"at": now, "start": ends[self._place(letter)]}
+        key = f"{_folder(letter)}/{len(claims):04d}"
+        return isinstance(self._store.put_new(key, json.dumps(said).encode()), Created)
+
+    def _found(
+        self, begun: Mapping[Letter, Sequence[Claim]], ends: Mapping[int, int]
+    ) -> set[Letter]:
+        """Those of the letters that the topic holds again since they were claimed first."""
+        by_place: defaultdict[int, dict[bytes, Letter]] = defaultdict(dict)
+        for letter in begun:
+            by_place[self._place(letter)][_name(letter)] = letter
+        found = set()
+        for place, names in by_place.items():
+            start, _ = self._reader.bounds([place])[place]
+            begin = max(start, min(begun[letter][0].start for letter in names.values()))
+            for message in read_range(self._reader, place, begin, ends[place]):
+                said = (value for name, value in message.headers if name == REPLAY_OF)
+                found |= {names[name] for name in said if name in names}
+        return found
+
+    def _send(self, letters: Sequence[Letter]) -> None:
+        for letter in letters:
+            headers = [h for h in letter.headers if h[0] != REPLAY_OF]
+            headers.append((REPLAY_OF, _name(letter)))
+            place = self._place(letter)
+            self._writer.send(self._topic, letter.raw, letter.key, place, headers)
+        self._writer.flush(_FLUSH_S)
+        for letter in letters:
+            self._store.put(f"{_folder(letter)}/{_DONE}", b"{}")
+
+    def _place(self, letter: Letter) -> int:
+        return letter.partition % self._partitions
+
+
+def _name(letter: Letter) -> bytes:
+    return f"{letter.epoch}/{letter.id}".encode()
+
+
+def _folder(letter: Letter) -> str:
+    return f"letters/{letter.topic}/{letter.epoch}/replayed/{letter.partition}-{letter.offset}"

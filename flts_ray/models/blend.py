@@ -1,0 +1,286 @@
+"""Several fitted models as one: each series has a row of weights over the members.
+
+Design choices: means and quantiles are averaged level by level (Vincentization, Ratcliff 1979;
+Lichtendahl, Grushka-Cockayne & Winkler 2013), so quantiles never cross and the blend is a
+model like any other; row 0 of the table serves every series without a row of its own, and
+series never seen before; there, members that know only their own series stand back and the
+others share their weight; a member is asked only about windows in which it has weight; members
+are stored whole, each with its own specification, in the same two files as a single model; a
+member is never a blend, so nothing nests. The blend forecasts, it does not learn: who chooses
+weights does so on forecasts of models that have not seen what they are judged on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from flts_ray.errors import ArtifactError, ConfigError, DataError
+from flts_ray.models import calibrate
+from flts_ray.models.artifact import pop_stats, spec_from_json, spec_to_json, stats_arrays
+from flts_ray.models.base import Fitted, Forecast, ModelSpec, forecaster
+from flts_ray.prepare.arrays import SeriesStats, Windows
+
+KIND = "blend"
+TABLE = ("weights", "row_of_series", "shifts", "shift_of_row", "shift_owner")
+
+
+@dataclass(frozen=True)
+class WeightTable:
+    """Which members serve which series, and how their quantiles are corrected.
+
+    weights: float64 [R, M], not negative, every row sums to one. row_of_series: int64 [S], the
+    row of each series in `Blend.stats`. shifts: float64 [K, H, Q], corrections as `fit_shift`
+    gives them; shift_of_row: int64 [R]; shift_owner: int64 [K], the member by whose statistics
+    a correction is scaled.
+    """
+
+    weights: np.ndarray
+    row_of_series: np.ndarray
+    shifts: np.ndarray
+    shift_of_row: np.ndarray
+    shift_owner: np.ndarray
+
+    @classmethod
+    def of(cls, weights: np.ndarray, row_of_series: np.ndarray, shift: np.ndarray) -> WeightTable:
+        """A table whose rows share one correction, float64 [H, Q]."""
+        owner = int(np.argmax(weights[0]))
+        return cls(
+            np.asarray(weights, np.float64),
+            np.asarray(row_of_series, np.int64),
+            np.asarray(shift, np.float64)[None],
+            np.zeros(len(weights), np.int64),
+            np.array([owner], np.int64),
+        )
+
+    def rows_for(self, known: np.ndarray) -> np.ndarray:
+        """Rows of series by their position in the statistics, -1 for one never seen: int64 [n]."""
+        return np.where(known >= 0, self.row_of_series[known], 0)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Members that forecast together; `names` are what people call them."""
+
+    spec: ModelSpec
+    stats: SeriesStats
+    names: tuple[str, ...]
+    members: tuple[Fitted, ...]
+    table: WeightTable
+
+    def forecast(self, windows: Windows) -> Forecast:
+        """See `Fitted.forecast`. A window's forecast depends on that window alone.
+
+        Raises DataError for a new series where every member with weight knows only its own.
+        """
+        task = self.spec.task
+        if windows.lookback < self.spec.lookback or windows.horizon != task.horizon:
+            raise DataError(
+                f"{KIND} needs {self.spec.lookback} past steps and forecasts {task.horizon}; "
+                f"the windows have {windows.lookback} and ask for {windows.horizon}",
+                field="history",
+            )
+        known = calibrate.known_rows(windows.ids, self.stats)
+        rows = self.table.rows_for(known)
+        weights = self._weights(windows, known, rows)
+        mean = np.zeros((len(windows), task.horizon))
+        quantiles = np.zeros((len(windows), task.horizon, len(task.levels)))
+        for number, member in enumerate(self.members):
+            at = np.flatnonzero(weights[:, number] > 0)
+            if len(at):
+                found = member.forecast(_taken(windows, at).last(member.spec.lookback))
+                share = weights[at, number, None]
+                mean[at] += share * found.mean
+                quantiles[at] += share[..., None] * found.quantiles
+        shifted = self._shifted(quantiles, windows, rows)
+        return Forecast(windows.ids, windows.origin_us, task.levels, mean, shifted)
+
+    def weights_of(self, series: str) -> dict[str, float]:
+        """Members with weight in the forecasts of a series, by name; of a new one too."""
+        rows = self.table.rows_for(calibrate.known_rows([series], self.stats))
+        row = self.table.weights[rows[0]]
+        return {name: float(w) for name, w in zip(self.names, row, strict=True) if w > 0}
+
+    def _weights(self, windows: Windows, known: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Weights of each window, float64 [n, M]."""
+        weights = self.table.weights[rows]
+        bound = np.array([member.spec.needs_known_series for member in self.members])
+        new = np.flatnonzero(known < 0)
+        if not len(new) or not bound.any():
+            return weights
+        weights[np.ix_(new, np.flatnonzero(bound))] = 0.0
+        left = weights[new].sum(axis=1)
+        if not left.all():
+            name = windows.ids[int(new[np.argmin(left)])]
+            raise DataError(
+                f"{KIND}: series {name!r} was not there when the model was fitted, and its members "
+                "forecast only series they know; train again with it",
+                field="unique_id",
+            )
+        weights[new] /= left[:, None]
+        return weights
+
+    def _shifted(self, quantiles: np.ndarray, windows: Windows, rows: np.ndarray) -> np.ndarray:
+        which = self.table.shift_of_row[rows]
+        for number in np.unique(which):
+            shift = self.table.shifts[number]
+            if not shift.any():
+                continue
+            at = np.flatnonzero(which == number)
+            owner = self.members[int(self.table.shift_owner[number])]
+            seen = _taken(windows, at).last(owner.spec.lookback)
+            scale = calibrate.series_scale(seen, owner.stats)
+            quantiles[at] = calibrate.apply_shift(quantiles[at], shift, scale)
+        return quantiles
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Specifications and values of the members; their arrays as `member<i>.<name>`."""
+        arrays = {name: getattr(self.table, name) for name in TABLE}
+        listed = []
+        for number, (name, member) in enumerate(zip(self.names, self.members, strict=True)):
+            values, state = member.state()
+            own = not same_stats(member.stats, self.stats)
+            listed.append(
+                {"name": name, "spec": spec_to_json(member.spec), "state": values, "stats": own}
+            )
+            held = {f"state.{key}": array for key, array in state.items()}
+            held |= stats_arrays(member.stats) if own else {}
+            arrays |= {f"member{number}.{key}": array for key, array in held.items()}
+        return {"members": listed}, arrays
+
+
+class Blends:
+    """Rebuilds stored blends."""
+
+    def restore(
+        self,
+        spec: ModelSpec,
+        stats: SeriesStats,
+        values: dict[str, Any],
+        arrays: dict[str, np.ndarray],
+    ) -> Blend:
+        """See `Restorer.restore`. Raises ArtifactError where the parts do not fit together."""
+        table = WeightTable(*(arrays[name] for name in TABLE))
+        listed = values["members"]
+        members = tuple(_member(raw, number, stats, arrays) for number, raw in enumerate(listed))
+        names = tuple(str(raw["name"]) for raw in listed)
+        return checked(Blend(spec, stats, names, members, table))
+
+
+def blend_of(
+    members: Sequence[tuple[str, Fitted]], table: WeightTable, stats: SeriesStats | None = None
+) -> Blend:
+    """A blend of named members; those without weight in any used row are left out.
+
+    table: columns in the order of `members`. stats: the series it serves, by default those of
+    the first member. Raises ArtifactError where the parts do not fit together.
+    """
+    first = members[0][1]
+    stats = stats or first.stats
+    used_rows = np.unique(np.concatenate([[0], table.row_of_series]))
+    kept = np.flatnonzero(table.weights[used_rows].max(axis=0) > 0)
+    slot = {int(row): at for at, row in enumerate(used_rows)}
+    shifts, shift_of_row = np.unique(table.shift_of_row[used_rows], return_inverse=True)
+    smaller = WeightTable(
+        table.weights[np.ix_(used_rows, kept)],
+        np.array([slot[int(row)] for row in table.row_of_series], np.int64),
+        table.shifts[shifts],
+        shift_of_row.astype(np.int64),
+        np.searchsorted(kept, table.shift_owner[shifts]).astype(np.int64),
+    )
+    chosen = [members[int(at)] for at in kept]
+    spec = ModelSpec(
+        kind=KIND,
+        task=first.spec.task,
+        lookback=max(fitted.spec.lookback for _, fitted in chosen),
+        contract=first.spec.contract,
+        params={"members": [name for name, _ in chosen]},
+        needs_known_series=all(
+            fitted.spec.needs_known_series
+            for (_, fitted), weight in zip(chosen, smaller.weights[0], strict=True)
+            if weight > 0
+        ),
+    )
+    names = tuple(name for name, _ in chosen)
+    return checked(Blend(spec, stats, names, tuple(fitted for _, fitted in chosen), smaller))
+
+
+def checked(blend: Blend) -> Blend:
+    """The blend itself. Raises ArtifactError for weights or members that fit no blend."""
+    table, spec = blend.table, blend.spec
+    size, task = len(blend.members), spec.task
+    rows, shifts = len(table.weights), len(table.shifts)
+    shapes = {
+        "weights": (rows, size),
+        "row_of_series": (len(blend.stats.ids),),
+        "shifts": (shifts, task.horizon, len(task.levels)),
+        "shift_of_row": (rows,),
+        "shift_owner": (shifts,),
+    }
+    for name, shape in shapes.items():
+        if getattr(table, name).shape != shape or not size or not rows or not shifts:
+            raise _refused(f"{name} is {getattr(table, name).shape}, expected {shape}")
+    bounds = {"row_of_series": rows, "shift_of_row": shifts, "shift_owner": size}
+    for name, bound in bounds.items():
+        found = getattr(table, name)
+        if found.dtype != np.int64 or ((found < 0) | (found >= bound)).any():
+            raise _refused(f"{name} points outside of its {bound} entries")
+    whole = np.isfinite(table.shifts).all() and np.isfinite(table.weights).all()
+    if not whole or (table.weights < 0).any() or (abs(table.weights.sum(1) - 1) > 1e-9).any():
+        raise _refused("weights must be finite, not negative, and sum to one in every row")
+    for member in blend.members:
+        if (member.spec.task, member.spec.contract) != (task, spec.contract):
+            raise _refused(f"member {member.spec.kind} forecasts another task")
+        if member.spec.lookback > spec.lookback or member.spec.kind == KIND:
+            raise _refused(f"member {member.spec.kind} does not fit into it")
+    return blend
+
+
+def _member(
+    raw: dict[str, Any], number: int, stats: SeriesStats, arrays: dict[str, np.ndarray]
+) -> Fitted:
+    prefix = f"member{number}."
+    held = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
+    own = pop_stats(held) if raw["stats"] else stats
+    spec = spec_from_json(raw["spec"])
+    try:
+        model = forecaster(spec.kind)
+    except ConfigError as error:
+        raise _refused(str(error)) from None
+    state = {key.removeprefix("state."): array for key, array in held.items()}
+    return model.restore(spec, own, raw["state"], state)
+
+
+def same_stats(one: SeriesStats, other: SeriesStats) -> bool:
+    """True for the same series with the same numbers."""
+    if one is other:
+        return True
+    mine, theirs = stats_arrays(one), stats_arrays(other)
+    return all(same_bits(array, theirs[name]) for name, array in mine.items())
+
+
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    """True for arrays of one type and shape whose bytes are equal."""
+    same_kind = one.shape == other.shape and one.dtype == other.dtype
+    return same_kind and bool(one.tobytes() == other.tobytes())
+
+
+def _taken(windows: Windows, at: np.ndarray) -> Windows:
+    """The windows at these positions; all of them without a copy."""
+    if len(at) == len(windows):
+        return windows
+    names = ("origin_us", "y", "observed", "past", "future", "static", "scale")
+    return replace(
+        windows,
+        ids=tuple(windows.ids[i] for i in at),
+        **{name: getattr(windows, name)[at] for name in names},
+    )
+
+
+def _refused(problem: str) -> ArtifactError:
+    return ArtifactError(
+        f"{KIND} model: {problem}; restore the artifact from the registry, or train again"
+    )

@@ -1,0 +1,98 @@
+"""Blends made from other blends: one series of a champion goes back to an older version.
+
+Design choices: nothing is trained and no number of another series changes; a model that is no
+blend is one with a single member, so any two versions can be joined; what both versions hold is
+stored once, what no series uses any more is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from flts_ray.errors import DataError
+from flts_ray.models.base import Fitted
+from flts_ray.models.blend import Blend, WeightTable, blend_of, same_bits, same_stats
+
+
+def as_blend(fitted: Fitted, name: str) -> Blend:
+    """Any model in the shape of a blend: itself, or a table whose only member it is."""
+    if isinstance(fitted, Blend):
+        return fitted
+    task, series = fitted.spec.task, len(fitted.stats.ids)
+    none = np.zeros((task.horizon, len(task.levels)))
+    table = WeightTable.of(np.ones((1, 1)), np.zeros(series), none)
+    return blend_of([(name, fitted)], table)
+
+
+def with_series_from(current: Blend, older: Blend, series: str, mark: str) -> Blend:
+    """`current`, but `series` is forecast exactly as `older` does.
+
+    mark: added to the names of members that come from `older`, such as `@v1`. Members that both
+    hold are kept once. Raises DataError for a series one of them does not know or models of
+    different tasks.
+    """
+    _check_same_task(current, older)
+    here, there = (known_row(one, series) for one in (current, older))
+    source = older.table.row_of_series[there]
+    members = list(zip(current.names, current.members, strict=True))
+    column: dict[int, int] = {}
+    for number in (int(at) for at in np.flatnonzero(older.table.weights[source] > 0)):
+        found = _index_of(older.members[number], [fitted for _, fitted in members])
+        if found is None:
+            members.append((f"{older.names[number]}{mark}", older.members[number]))
+        column[number] = len(members) - 1 if found is None else found
+    table, row = current.table, np.zeros((1, len(members)))
+    for number, at in column.items():
+        row[0, at] += older.table.weights[source, number]
+    wide = np.pad(table.weights, ((0, 0), (0, len(members) - len(current.members))))
+    row_of_series = table.row_of_series.copy()
+    row_of_series[here] = len(wide)
+    shift = int(older.table.shift_of_row[source])
+    owner = int(older.table.shift_owner[shift])
+    joined = WeightTable(
+        np.concatenate([wide, row]),
+        row_of_series,
+        np.concatenate([table.shifts, older.table.shifts[shift : shift + 1]]),
+        np.append(table.shift_of_row, len(table.shifts)),
+        np.append(table.shift_owner, column.get(owner, next(iter(column.values())))),
+    )
+    return blend_of(members, joined, current.stats)
+
+
+def known_row(blend: Blend, series: str) -> int:
+    """Position of a series in the statistics. Raises DataError if the model has not seen it."""
+    row = blend.stats.row_of.get(series)
+    if row is None:
+        raise DataError(
+            f"series {series!r} is not among the {len(blend.stats.ids)} that this model was fitted "
+            "on; `flts forecast --series` takes the same names",
+            field="series",
+        )
+    return row
+
+
+def _check_same_task(current: Blend, older: Blend) -> None:
+    if current.spec.task != older.spec.task or current.spec.contract != older.spec.contract:
+        raise DataError(
+            "the two versions forecast different tasks (horizon, levels, frequency or columns "
+            "differ), so a series cannot move from one to the other; train again instead",
+            field="version",
+        )
+
+
+def _index_of(fitted: Fitted, among: Sequence[Fitted]) -> int | None:
+    """Where the same model is, bit by bit; None if it is not there."""
+    return next((at for at, other in enumerate(among) if _same_model(fitted, other)), None)
+
+
+def _same_model(one: Fitted, other: Fitted) -> bool:
+    if one.spec != other.spec or not same_stats(one.stats, other.stats):
+        return False
+    (values, arrays), (other_values, others) = one.state(), other.state()
+    return (
+        values == other_values
+        and arrays.keys() == others.keys()
+        and all(same_bits(array, others[name]) for name, array in arrays.items())
+    )

@@ -1,0 +1,1 @@
+"""Clients of the stream: Kafka's protocol behind three small interfaces."""
