@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -113,9 +114,11 @@ def test_of_racing_appends_of_one_number_exactly_one_wins(tmp_path: Path) -> Non
 class ForgetfulStore(FolderStore):
     """Stores, loses the answer, and repeats the request."""
 
-    def put_new(self, key: str, data: bytes) -> Created | Exists:
-        super().put_new(key, data)
-        return super().put_new(key, data)
+    def put_new(
+        self, key: str, data: bytes, metadata: Mapping[str, str] | None = None
+    ) -> Created | Exists:
+        super().put_new(key, data, metadata)
+        return super().put_new(key, data, metadata)
 
 
 def test_a_repeated_request_of_the_winner_is_no_conflict(tmp_path: Path) -> None:
