@@ -164,8 +164,12 @@ class Bed:
 
     def _workers(self, topic: str, run: str, processes: int) -> Spent:
         names = [("--until-end", f"--index={i}", f"--of={processes}") for i in range(processes)]
-        running = [self.start(topic, run, *options) for options in names]
-        used = [os.wait4(process.pid, 0)[1:] for process in running]
+        with ExitStack() as stack:
+            running = [self.start(topic, run, *options) for options in names]
+            sizes = [stack.enter_context(_sampling(process.pid)) for process in running]
+            used = [os.wait4(process.pid, 0)[1:] for process in running]
+            # What the kernel calls the largest size may be that of this process before `exec`.
+            peak = max((size for taken in sizes for size in taken()), default=0.0)
         if any(code for code, _ in used):
             raise SystemExit(f"a worker failed; see the logs in {self.folder}")
         times = []
@@ -173,7 +177,6 @@ class Bed:
             log = (self.folder / f"{topic}-{run}{''.join(options)}.log").read_text()
             times += [_moment(log, "ingest_worker_started"), _moment(log, "ingest_worker_ended")]
         cpu = sum(usage.ru_utime + usage.ru_stime for _, usage in used)
-        peak = max(usage.ru_maxrss for _, usage in used) / 1024
         return Spent(0, (max(times) - min(times)).total_seconds(), cpu, peak)
 
 
@@ -269,13 +272,13 @@ def _frontier(store: Store, epoch: str, partition: int) -> int:
 
 @contextmanager
 def _sampling(pid: int) -> Iterator[Any]:
-    """Resident size of a process, in MB, every tenth of a second; the call takes what there is."""
+    """Resident size of a process, in MB, twenty times a second; the call takes what there is."""
     found: list[float] = []
     over = threading.Event()
     page_mb = os.sysconf("SC_PAGE_SIZE") / 2**20
 
     def look() -> None:
-        while not over.wait(0.1):
+        while not over.wait(0.05):
             try:
                 found.append(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page_mb)
             except (OSError, IndexError):

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from flts_ray.errors import Unavailable
+from flts_ray.errors import Conflict, Unavailable
 from flts_ray.ingest.faults import POINTS
 from flts_ray.local.broker import Broker, NoidaBroker, TansuBroker
 from flts_ray.local.s3 import S3Server
@@ -89,7 +89,7 @@ class Fire:
         self.slots: list[list[subprocess.Popen[bytes]]] = [[] for _ in range(options.workers)]
         self.asleep: list[tuple[float, subprocess.Popen[bytes]]] = []
         self.born: dict[int, float] = {}
-        self.life_s = options.life
+        self.life_s, self.restarts = options.life, options.restarts
         self.kills = 0
 
     def burn(self, kills: int, producing: multiprocessing.process.BaseProcess) -> None:
@@ -100,7 +100,7 @@ class Fire:
             self._wake_sleepers(time.monotonic())
             fault = self.rng.choices(
                 [self._kill, self._freeze, self._double, self._store, self._restart_broker],
-                [60, 6, 6, 25, 3],
+                [60, 6, 6, 25, self.restarts],
             )[0]
             if self.kills < kills or fault in (self._store, self._restart_broker):
                 fault()
@@ -118,6 +118,16 @@ class Fire:
         count = len(self.slots)
         last = [self.site.start("--index", str(i), "--of", str(count)) for i in range(count)]
         return [process.wait(600) for process in last]
+
+    def __enter__(self) -> Fire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave no process behind, whatever happened."""
+        for process in [p for slot in self.slots for p in slot] + [p for _, p in self.asleep]:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
     def _keep_alive(self, index: int) -> None:
         slot = self.slots[index]
@@ -176,10 +186,17 @@ class Fire:
     def _restart_broker(self) -> None:
         if isinstance(self.broker, TansuBroker):
             self.broker.kill()
-            time.sleep(self.rng.uniform(0, 2))
-            self.broker.start()
         else:
-            self.broker.restart()
+            self.broker.stop()
+        time.sleep(self.rng.uniform(0, 2))
+        limit = time.monotonic() + 30
+        while not self.broker.alive:
+            try:
+                self.broker.start()
+            except Conflict:  # the old process is still ending
+                if time.monotonic() > limit:
+                    raise
+                time.sleep(0.5)
         self.seen["broker restarts"] += 1
 
 
@@ -290,7 +307,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         context = multiprocessing.get_context("spawn")
         sender = context.Process(target=produce, args=(site, options.messages, spread))
         sender.start()
-        fire = Fire(site, broker, proxy, options)
+        stack.callback(sender.kill)
+        fire = stack.enter_context(Fire(site, broker, proxy, options))
         fire.burn(options.kills, sender)
         codes = fire.finish()
         result.seconds = round(time.monotonic() - begun, 1)
@@ -335,6 +353,9 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
         "--life", type=float, default=LIFE_S, help="a worker's most seconds before it may be hit"
+    )
+    parser.add_argument(
+        "--restarts", type=float, default=3.0, help="broker restarts in a hundred faults; 0: none"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="kept after the run; default: a temporary one")

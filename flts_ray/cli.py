@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import flts_ray
-from flts_ray import cli_stream
+from flts_ray import cli_models, cli_stream
 from flts_ray.cli_options import (
     DEFAULT_CONFIG,
     Commands,
@@ -46,6 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
 )
+cli_models.add_to(app)
 cli_stream.add_to(app)
 
 
@@ -170,17 +171,30 @@ def promote(
         print(promote_version(loaded, services, prepared, version, now, narrator).reason)
 
 
-@app.command(epilog='Example: [cyan]flts rollback -c configs/demo.yaml --reason "bad nights"[/]')
+@app.command(
+    epilog='Example: [cyan]flts rollback -c configs/demo.yaml --reason "bad nights"[/]'
+    "\n\nExample: [cyan]flts rollback --series cell-17 --to 2[/]"
+)
 def rollback(
     config: ConfigOption = DEFAULT_CONFIG,
     overrides: SetOption = None,
     reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
+    series: Annotated[str | None, typer.Option(help="Only this series; needs --to.")] = None,
+    to: Annotated[int | None, typer.Option(help="Version that the series goes back to.")] = None,
 ) -> None:
-    """Make the previous champion champion again; twice goes forward again."""
+    """Make the previous champion champion again, or take one series back to a version."""
     loaded = load(config, overrides)
     from flts_ray.jobs.session import open_session
 
+    if (series is None) != (to is None):
+        raise DataError("--series and --to go together: the series, and where it goes back to")
     with open_session(loaded) as services:
+        if series is not None and to is not None:
+            from flts_ray.jobs.series_rollback import rollback_series
+
+            done = rollback_series(services, series, to, datetime.now(UTC), reason)
+            print(f"champion is version {done.version.version}: {done.entry.reason}")
+            return
         entry = services.registry().rollback(datetime.now(UTC), reason)
     print(f"champion is version {entry.champion}, previous is version {entry.previous}")
 

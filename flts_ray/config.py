@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from flts_ray.config_blend import BlendConfig
 from flts_ray.config_stream import EventsConfig, IngestConfig, StreamConfig
 from flts_ray.errors import ConfigError
 from flts_ray.panel import Role
@@ -258,6 +259,7 @@ class Config(Section):
         kind: ModelConfig() for kind in ("seasonal_naive", "ar", "gru", "lstm", "prophet")
     }
     tune: TuneConfig = TuneConfig()
+    blend: BlendConfig = BlendConfig()
     judge: JudgeConfig = JudgeConfig()
     gate: GateConfig = GateConfig()
     serve: ServeConfig = ServeConfig()

@@ -1,11 +1,11 @@
-"""The order of the steps: prepare, tune, refit, judge, gate, promote.
+"""The order of the steps: prepare, tune, refit, blend, judge, gate, promote.
 
-Design choices: the candidate is the best trial on the validation span and is named before the
-test span is looked at; that happens once, for it, the best of every other kind and the champion,
-and decides only whether the candidate is promoted; parity between the artifact served over HTTP
-and the model in memory is the last check before the promotion, which is the last thing that is
-done: the tracking run holds everything by then. Other programs are told of each step, and nobody
-waits for them.
+Design choices: the candidate is the best trial on the validation span, or a blend that beats it
+there, and is named before the test span is looked at; that happens once, for it, the best of
+every kind and the champion, and decides only whether the candidate is promoted; parity between
+the artifact served over HTTP and the model in memory is the last check before the promotion,
+which is the last thing that is done: the tracking run holds everything by then. Other programs
+are told of each step, and nobody waits for them.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from flts_ray.registry import ModelVersion
 from flts_ray.runs import StudyRuns
 from flts_ray.services import Narrator, Services
 from flts_ray.sources.snapshot import snapshot_name
+from flts_ray.tune.blend import Blended, blend_best
+from flts_ray.tune.blend_log import TEST_TABLE, logged_blend
 from flts_ray.tune.outcome import StudyResult, read_outcomes, study_id
 from flts_ray.tune.progress import StudyView
 from flts_ray.tune.refit import refit_best
@@ -118,7 +120,9 @@ def train(
         study_events(services.events, config, parent, folder) as told,
     ):
         study = run_tuning(config, data, folder, runs, parent, narrator, told)
-        finalists = refitted(config, data, folder, study, narrator)
+        singles = refitted(config, data, folder, study, narrator)
+        made = blended(config, data, folder, study, singles, narrator)
+        finalists = logged_blend(runs, parent, folder, made, singles)
         log_refits(runs, finalists)
         chosen = finalists.index(best_on_validation(finalists))
         judged, champion = judge_together(config, services, data, finalists, narrator)
@@ -220,6 +224,20 @@ def refitted(
     return finalists_of(config, study, refit_best(study, data, folder, config))
 
 
+def blended(
+    config: Config,
+    data: SeriesArrays,
+    folder: Path,
+    study: StudyResult,
+    finalists: Sequence[Finalist],
+    narrator: Narrator,
+) -> Blended:
+    """The finalists put together, with weights from the validation forecasts of their trials."""
+    made = blend_best(config, data, folder, study, finalists)
+    narrator.step("Blend", made.said)
+    return made
+
+
 def finalists_of(
     config: Config, study: StudyResult, refits: Mapping[str, Path] | None = None
 ) -> list[Finalist]:
@@ -269,6 +287,9 @@ def judge_again(
         )
     data = prepared.arrays()
     finalists = refitted(config, data, folder, study, narrator)
+    made = blended(config, data, folder, study, finalists, narrator)
+    if made.finalist is not None:
+        finalists.append(made.finalist)
     return judge_together(config, services, data, finalists, narrator)
 
 
@@ -287,7 +308,7 @@ def log_judged(runs: StudyRuns, judged: Sequence[Judged]) -> None:
             overall = {f"test/{name}": value for name, value in one.board.overall.items()}
             runs.log_epoch(run_id, 0, overall)
             runs.log_table(run_id, one.board.per_step, "test/per_step")
-            runs.log_table(run_id, one.board.per_series, "test/per_series")
+            runs.log_table(run_id, one.board.per_series, TEST_TABLE)
 
 
 def register(

@@ -11,35 +11,39 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from flts_ray.ingest.moves import (
+from flts_ray.ingest.held import Limits
+from flts_ray.ingest.partition import Partition
+from flts_ray.ingest.sink import step
+from flts_ray.ingest.sink_actions import (
     Action,
-    Assigned,
-    Bounds,
     Commit,
-    Drain,
     Drained,
-    Event,
     Fail,
     Halt,
     Lost,
     Pause,
-    Polled,
     Put,
+    Recover,
+    Resume,
+    Rewound,
+    Seek,
+)
+from flts_ray.ingest.sink_events import (
+    Assigned,
+    Bounds,
+    Drain,
+    Event,
+    Polled,
     PutCreated,
     PutExists,
     PutFailed,
-    Recover,
     Recovered,
     RecoverFailed,
-    Resume,
     Revoked,
-    Rewound,
-    Seek,
     Tick,
     Undecoded,
 )
-from flts_ray.ingest.partition import Limits, Partition
-from flts_ray.ingest.sink import Sink, step
+from flts_ray.ingest.sink_state import Sink
 
 Message = tuple[int, int]
 """Offset and a number that no other message has."""

@@ -26,7 +26,7 @@ from flts_ray.evaluate.bootstrap import (
 from flts_ray.evaluate.leakage import AuditResult
 from flts_ray.evaluate.metrics import window_scores
 
-Role = Literal["baseline", "champion"]
+Role = Literal["baseline", "champion", "member"]
 MIN_BLOCKS = 8
 """Fewest horizons beside each other that are evidence; fewer say little about another week."""
 
@@ -178,6 +178,27 @@ def judge(
         leakage=leakage,
         created_at=created_at.isoformat(),
     )
+
+
+def compare_alone(
+    candidate: ScoredWindows,
+    rival: ScoredWindows,
+    gate: GateConfig,
+    *,
+    horizon: int,
+    step_us: int,
+    seed: int,
+) -> Comparison | None:
+    """The gate's test of a blend against its best member; None where windows are too few.
+
+    Both were scored on the same windows. Raises DataError if windows or scores differ.
+    """
+    _same_windows(candidate, rival)
+    instants = np.unique(candidate.origin_us)
+    if len(instants) // overlap(instants, horizon, step_us) < MIN_BLOCKS:
+        return None
+    block = block_length(instants, horizon, step_us)
+    return _compare(candidate, rival, "member", gate, block, seed)
 
 
 def _same_windows(one: ScoredWindows, other: ScoredWindows) -> None:

@@ -194,6 +194,7 @@ class BackgroundForwarder:
                 structlog.get_logger().warning(
                     "dead_letters_wait", partition=task[0], again_in_s=wait_s, error=str(error)
                 )
+                self._took(*task, done=False)
                 with self._changed:
                     if self._closing:
                         break
@@ -201,8 +202,7 @@ class BackgroundForwarder:
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
                 continue
             wait_s = _FIRST_WAIT_S
-            if done:
-                self._finished(*task)
+            self._took(*task, done)
         self._forwarder.close()
 
     def _next(self) -> tuple[int, int] | None:
@@ -210,10 +210,12 @@ class BackgroundForwarder:
             self._changed.wait_for(lambda: self._closing or bool(self._wanted))
             return next(iter(self._wanted.items()), None)
 
-    def _finished(self, partition: int, upto: int) -> None:
+    def _took(self, partition: int, upto: int, done: bool) -> None:
+        """What is left of a partition waits behind the others."""
         with self._changed:
-            if self._wanted.get(partition) == upto:
-                del self._wanted[partition]
+            wanted = self._wanted.pop(partition)
+            if wanted > upto or not done:
+                self._wanted[partition] = wanted
 
 
 def chunks(letters: Iterable[Letter], most: int) -> Iterator[list[Letter]]:

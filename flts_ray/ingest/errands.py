@@ -16,15 +16,6 @@ from typing import cast
 from flts_ray.errors import ArtifactError, Unavailable
 from flts_ray.ingest.chain import Frontier, frontier
 from flts_ray.ingest.faults import Faults
-from flts_ray.ingest.moves import (
-    Broken,
-    Put,
-    PutCreated,
-    PutExists,
-    PutFailed,
-    Recover,
-    RecoverFailed,
-)
 from flts_ray.ingest.segment import (
     Batch,
     SegmentInfo,
@@ -32,6 +23,8 @@ from flts_ray.ingest.segment import (
     metadata_of,
     read_info,
 )
+from flts_ray.ingest.sink_actions import Put, Recover
+from flts_ray.ingest.sink_events import Broken, PutCreated, PutExists, PutFailed, RecoverFailed
 from flts_ray.store import Created, NotFound, Store
 
 

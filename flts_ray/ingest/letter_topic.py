@@ -193,7 +193,9 @@ def tail_of(messages: Iterable[Mapping[str, str]], partition: int, epoch: str) -
     mine = [
         said
         for said in messages
-        if said.get("epoch") == epoch and said.get("partition") == str(partition)
+        if said.get("epoch") == epoch
+        and said.get("partition") == str(partition)
+        and all(said.get(name, "").isdecimal() for name in ("complete", "offset"))
     ]
     if not mine:
         return None

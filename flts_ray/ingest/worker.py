@@ -22,35 +22,38 @@ from flts_ray.config import Config
 from flts_ray.errors import Conflict, Unavailable
 from flts_ray.ingest.errands import Answer, Errands, Followed, Place, Stored
 from flts_ray.ingest.faults import NO_FAULTS, Faults
-from flts_ray.ingest.moves import (
+from flts_ray.ingest.held import Limits
+from flts_ray.ingest.segment import Batch
+from flts_ray.ingest.sink import step
+from flts_ray.ingest.sink_actions import (
     Action,
-    Assigned,
-    Bounds,
-    Broken,
     Commit,
-    Drain,
     Drained,
-    Event,
     Fail,
     Halt,
     Lost,
     Pause,
-    Polled,
     Put,
-    PutFailed,
     Recover,
-    Recovered,
-    RecoverFailed,
     Resume,
-    Revoked,
     Rewound,
     Seek,
+)
+from flts_ray.ingest.sink_events import (
+    Assigned,
+    Bounds,
+    Broken,
+    Drain,
+    Event,
+    Polled,
+    PutFailed,
+    Recovered,
+    RecoverFailed,
+    Revoked,
     Tick,
     Undecoded,
 )
-from flts_ray.ingest.partition import Limits
-from flts_ray.ingest.segment import Batch
-from flts_ray.ingest.sink import Sink, step
+from flts_ray.ingest.sink_state import Sink
 from flts_ray.ingest.worker_status import WorkerStatus, partitions_of, status_key, totals_of
 from flts_ray.store import Store
 from flts_ray.streams.records import Consumer, Records

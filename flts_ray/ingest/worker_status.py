@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from flts_ray.ingest.partition import Partition
-from flts_ray.ingest.sink import Sink
+from flts_ray.ingest.sink_state import Sink
 
 COUNTS = (
     "messages", "rows", "bad_rows", "bytes", "segments", "put_failures", "conflicts", "lost",

@@ -1,9 +1,9 @@
 """The demo: a year of real electricity demand, from the raw file to a forecast over HTTP.
 
-Design choices: it is the ordinary pipeline on the ordinary configuration; only the input file
-and the one forecast that is drawn are made here; the drawn window lies in the test span, so that
-what really happened can be drawn beside it and no model has seen it; a study that was run before
-is taken up again, so that a second demo is a matter of seconds.
+Design choices: it is the ordinary stream and the ordinary pipeline on the ordinary configuration;
+only the input file and the one forecast that is drawn are made here; the drawn window lies in the
+test span, so that what really happened can be drawn beside it and no model has seen it; what was
+sent, stored or studied before is taken up again, so that a second demo is a matter of seconds.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.console import Console
 
 from flts_ray.config import Config
 from flts_ray.errors import GateRefused, Unavailable
+from flts_ray.jobs.demo_stream import input_file, send, stream_servers, tabulate, take_in
 from flts_ray.jobs.forecast import ForecastApi
 from flts_ray.jobs.interrupt import wait_for_interrupt
 from flts_ray.jobs.serve import check_served, serving
@@ -31,7 +32,7 @@ from flts_ray.pipeline import train
 from flts_ray.prepare.arrays import SeriesArrays
 from flts_ray.report import addresses_table, candidates_table
 from flts_ray.serve.deployment import wait_ready
-from flts_ray.services import Narrator
+from flts_ray.services import Narrator, Services
 
 SERIES = "victoria"
 MARKET_TIME = timezone(timedelta(hours=10))
@@ -140,29 +141,42 @@ def run_demo(config: Config, narrator: Narrator, console: Console, *, leave: boo
     Raises GateRefused if no model ever passed the gate, Conflict if a demo is being served.
     """
     check_served(config)
-    if isinstance(config.data.path, str):
-        write_input(Path(config.data.path))
-    with open_session(config, ray=True) as services:
-        report = train(config, services, narrator, partial(datetime.now, UTC), resume=True)
-        table = candidates_table(
-            report.boards,
-            config.judge.score,
-            report.candidate,
-            config.data.units,
-            report.champion_name,
-        )
-        console.print(table)
-        console.print(report.decision.reason, highlight=False)
-        if not report.promoted and report.champion is None:
-            raise GateRefused(f"{report.candidate} was refused, so there is no champion to serve")
-        with serving(on_a_free_port(config), services, narrator) as url:
-            wait_ready(url)
-            path = show_forecast(config, report.prepared.arrays(), url, services.folder)
-            narrator.step("Forecast", f"drawn in {path}")
-            console.print(addresses_table(url, services.mlflow_uri, services.dashboard))
-            if not leave:
-                console.print("serving; Ctrl-C stops everything")
-                wait_for_interrupt()
+    path = input_file(config)
+    write_input(path)
+    with stream_servers(config, narrator):
+        send(config, narrator, path, ROWS)
+        narrator.step("Start", "Ray and MLflow")
+        # Ray's processes inherit from this one where the S3 server is, and its keys.
+        with open_session(config, ray=True) as services:
+            take_in(config, narrator)
+            tabulate(config, narrator)
+            _from_the_store(config, services, narrator, console, leave=leave)
+
+
+def _from_the_store(
+    config: Config, services: Services, narrator: Narrator, console: Console, *, leave: bool
+) -> None:
+    """Train on the snapshot, serve the champion, draw a forecast."""
+    report = train(config, services, narrator, partial(datetime.now, UTC), resume=True)
+    table = candidates_table(
+        report.boards,
+        config.judge.score,
+        report.candidate,
+        config.data.units,
+        report.champion_name,
+    )
+    console.print(table)
+    console.print(report.decision.reason, highlight=False)
+    if not report.promoted and report.champion is None:
+        raise GateRefused(f"{report.candidate} was refused, so there is no champion to serve")
+    with serving(on_a_free_port(config), services, narrator) as url:
+        wait_ready(url)
+        path = show_forecast(config, report.prepared.arrays(), url, services.folder)
+        narrator.step("Forecast", f"drawn in {path}")
+        console.print(addresses_table(url, services.mlflow_uri, services.dashboard))
+        if not leave:
+            console.print("serving; Ctrl-C stops everything")
+            wait_for_interrupt()
 
 
 def on_a_free_port(config: Config) -> Config:

@@ -11,13 +11,14 @@ Direct multi-step forecasts: Marcellino, Stock & Watson 2006; pooling: Montero-M
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from flts_ray.errors import DataError
 from flts_ray.models import calibrate
+from flts_ray.models.ar_bands import calibrated
 from flts_ray.models.ar_choice import (
     MIN_VALID_WINDOWS,
     Choice,
@@ -25,7 +26,6 @@ from flts_ray.models.ar_choice import (
     Recipe,
     Spans,
     choose,
-    out_of_fold,
 )
 from flts_ray.models.ar_features import Layout, future_features
 from flts_ray.models.ar_map import LinearMap, Sample
@@ -44,15 +44,13 @@ from flts_ray.models.base import (
 from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows, widened
 
 MAX_VALID_WINDOWS = 10_000
-POWERS = (0.0, 0.5, 1.0)
-Levels = tuple[float, ...]
 
 
 @dataclass
 class FittedAR:
     """`maps` are what `recipe` gives: maps[0] is for every series, the others for their owners.
 
-    `volatility` is (steps, power) of `calibrate.local_scale`.
+    `volatility`: what the bands follow.
     """
 
     spec: ModelSpec
@@ -60,7 +58,7 @@ class FittedAR:
     layout: Layout
     recipe: Recipe
     maps: list[LinearMap]
-    volatility: tuple[int, float]
+    volatility: calibrate.Volatility
     band: calibrate.ResidualQuantiles
 
     def forecast(self, windows: Windows) -> Forecast:
@@ -74,7 +72,7 @@ class FittedAR:
             chunk = windows.part(part)
             scale = calibrate.series_scale(chunk, self.stats)
             mean[part] = self._mean(chunk, scale, rows[part])
-            width = calibrate.local_scale(chunk, scale, *self.volatility)
+            width = calibrate.local_scale(chunk, scale, self.volatility)
             quantiles[part] = self.band.apply(mean[part], width, rows[part])
         return Forecast(windows.ids, windows.origin_us, task.levels, mean, quantiles)
 
@@ -97,7 +95,7 @@ class FittedAR:
             "seasons": self.layout.seasons,
             "season": self.layout.season,
             "shown": list(self.layout.shown),
-            "volatility": list(self.volatility),
+            "volatility": asdict(self.volatility),
             "penalties": list(self.recipe.grid.penalties),
             "calendars": list(self.recipe.grid.calendars),
             "reaches": list(self.recipe.grid.reaches),
@@ -149,8 +147,23 @@ class LinearAR:
         choice = choose(spans, layout, settings, reach)
         reported = _reported(settings, layout, choice)
         spec = ModelSpec(self.kind, task, choice.lookback, data.contract, reported)
-        fitted, metrics = _calibrated(spec, layout, choice, training, valid)
-        yield Progress(1, metrics, fitted)
+        bands = calibrated(layout, choice, training, valid, task.levels)
+        fitted = FittedAR(
+            spec=spec,
+            stats=data.stats,
+            layout=layout,
+            recipe=choice.recipe,
+            maps=choice.maps,
+            volatility=bands.volatility,
+            band=bands.band,
+        )
+        pooled = choice.recipe.pooled()
+        chosen = {
+            "ridge": float(np.median([penalty for _, penalty in pooled])),
+            "calendar": float(np.mean([calendar for calendar, _ in pooled])),
+            "own_maps": float(len(choice.recipe.owners)),
+        }
+        yield Progress(1, {**bands.metrics, **chosen}, fitted)
 
     def refit(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> FittedAR:
         """Maps of the same settings from the windows of both spans; see `Forecaster.refit`."""
@@ -181,7 +194,6 @@ class LinearAR:
             spread=arrays["spread"],
             shown=tuple(values["shown"]),
         )
-        steps, power = values["volatility"]
         grid = Grid(
             tuple(float(penalty) for penalty in values["penalties"]),
             tuple(bool(calendar) for calendar in values["calendars"]),
@@ -203,7 +215,7 @@ class LinearAR:
                 tuple(Shrinkage.of_row(row) for row in arrays["shrinkage"]),
             ),
             maps=[LinearMap(*parts) for parts in maps],
-            volatility=(int(steps), float(power)),
+            volatility=calibrate.Volatility(**values["volatility"]),
             band=band,
         )
 
@@ -247,79 +259,3 @@ def _reported(settings: Settings, layout: Layout, choice: Choice) -> dict[str, A
         "calendar": calendars.pop() if len(calendars) == 1 else "auto",
         "max_windows": settings.max_windows,
     }
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Windows that calibrate: actual, mean [n, H]; scales [powers, n]; rows [n]."""
-
-    actual: np.ndarray
-    mean: np.ndarray
-    scales: np.ndarray
-    rows: np.ndarray
-
-    @classmethod
-    def of(cls, sample: Sample, mean: np.ndarray, layout: Layout, steps: int) -> Judged:
-        scales = np.empty((len(POWERS), len(sample.series)))
-        for part, windows, scale, _ in sample.chunks(layout):
-            for i, power in enumerate(POWERS):
-                scales[i, part] = calibrate.local_scale(windows, scale, steps, power)
-        return cls(sample.actuals(layout.horizon), mean, scales, sample.series)
-
-    def __add__(self, other: Judged) -> Judged:
-        return Judged(
-            np.concatenate([self.actual, other.actual]),
-            np.concatenate([self.mean, other.mean]),
-            np.concatenate([self.scales, other.scales], axis=1),
-            np.concatenate([self.rows, other.rows]),
-        )
-
-    def loss(self, band: calibrate.ResidualQuantiles, power: int, levels: Levels) -> float:
-        quantiles = band.apply(self.mean, self.scales[power], self.rows)
-        return calibrate.scaled_pinball(self.actual, quantiles, self.scales[0], levels)
-
-    def band(self, power: int, levels: Levels) -> calibrate.ResidualQuantiles:
-        return calibrate.residual_quantiles(
-            self.actual, self.mean, self.scales[power], self.rows, levels
-        )
-
-
-def _calibrated(
-    spec: ModelSpec, layout: Layout, choice: Choice, training: Sample, valid: Sample
-) -> tuple[FittedAR, dict[str, float]]:
-    """Bands, and the volatility that makes them sharpest."""
-    levels, data, pooled = spec.task.levels, training.data, choice.recipe.pooled()
-    steps = min(max(12, layout.season // 8), layout.lookback - 1)
-    seen = replace(layout, lookback=choice.lookback)
-    judged = Judged.of(valid, _chosen_mean(valid, seen, choice), seen, steps)
-    calibrating = judged
-    if calibrate.validation_is_short(data) or len(valid.series) < MIN_VALID_WINDOWS:
-        calibrating += Judged.of(training, out_of_fold(training, layout, choice), seen, steps)
-    judged = judged if len(valid.series) else calibrating
-    bands = [calibrating.band(i, levels) for i in range(len(POWERS))]
-    losses = [calibrating.loss(band, i, levels) for i, band in enumerate(bands)]
-    best = int(np.argmin(losses))
-    fitted = FittedAR(
-        spec=spec,
-        stats=data.stats,
-        layout=layout,
-        recipe=choice.recipe,
-        maps=choice.maps,
-        volatility=(steps, POWERS[best]),
-        band=bands[best],
-    )
-    error = np.abs(judged.actual - judged.mean) / judged.scales[0][:, None]
-    return fitted, {
-        "valid_loss": judged.loss(bands[best], best, levels),
-        "valid_mae": float(np.nanmean(error)),
-        "ridge": float(np.median([penalty for _, penalty in pooled])),
-        "calendar": float(np.mean([calendar for calendar, _ in pooled])),
-        "own_maps": float(len(choice.recipe.owners)),
-    }
-
-
-def _chosen_mean(sample: Sample, layout: Layout, choice: Choice) -> np.ndarray:
-    mean = choice.maps[0].over(sample, layout)
-    for slot, row in enumerate(choice.recipe.owners, start=1):
-        mean[sample.series == row] = choice.maps[slot].over(sample.of(row), layout)
-    return mean

@@ -27,11 +27,11 @@ def as_blend(fitted: Fitted, name: str) -> Blend:
 
 
 def with_series_from(current: Blend, older: Blend, series: str, mark: str) -> Blend:
-    """`current`, but `series` is forecast exactly as `older` does.
+    """`current`, but `series` is forecast as `older` does (sums may differ in the last bit).
 
     mark: added to the names of members that come from `older`, such as `@v1`. Members that both
-    hold are kept once. Raises DataError for a series one of them does not know or models of
-    different tasks.
+    hold are kept once. Raises DataError for a series one of them does not know, models of
+    different tasks, and where nothing would change.
     """
     _check_same_task(current, older)
     here, there = (known_row(one, series) for one in (current, older))
@@ -45,8 +45,9 @@ def with_series_from(current: Blend, older: Blend, series: str, mark: str) -> Bl
         column[number] = len(members) - 1 if found is None else found
     table, row = current.table, np.zeros((1, len(members)))
     for number, at in column.items():
-        row[0, at] += older.table.weights[source, number]
+        row[0, at] = older.table.weights[source, number]
     wide = np.pad(table.weights, ((0, 0), (0, len(members) - len(current.members))))
+    _check_change(current, older, series, np.array_equal(wide[table.row_of_series[here]], row[0]))
     row_of_series = table.row_of_series.copy()
     row_of_series[here] = len(wide)
     shift = int(older.table.shift_of_row[source])
@@ -79,6 +80,21 @@ def _check_same_task(current: Blend, older: Blend) -> None:
             "the two versions forecast different tasks (horizon, levels, frequency or columns "
             "differ), so a series cannot move from one to the other; train again instead",
             field="version",
+        )
+
+
+def _check_change(current: Blend, older: Blend, series: str, same_weights: bool) -> None:
+    shifts = (
+        blend.table.shifts[
+            blend.table.shift_of_row[blend.table.row_of_series[known_row(blend, series)]]
+        ]
+        for blend in (current, older)
+    )
+    if same_weights and np.array_equal(*shifts):
+        raise DataError(
+            f"series {series!r} is served by the same members with the same weights in both "
+            "versions; `flts diff` lists the series that differ",
+            field="series",
         )
 
 

@@ -117,17 +117,39 @@ def _window_scale(y: np.ndarray, season: int) -> np.ndarray:
     return np.abs(y[:, lag:] - y[:, :-lag]).mean(axis=1)
 
 
-def local_scale(windows: Windows, scale: np.ndarray, steps: int, power: float) -> np.ndarray:
-    """`scale` moved towards the volatility of the last `steps` steps: float64 [n].
+@dataclass(frozen=True)
+class Volatility:
+    """The mean absolute difference of steps `lag` apart over the last `steps` steps.
 
-    The volatility is the mean absolute difference of neighbouring steps; `power` 0 leaves the
-    scale, 1 follows the volatility fully. Quiet and wild windows count as at most 20 times
-    quieter or wilder, so that a flat stretch does not close the band.
+    `power` says how far a band follows it: 0 not at all, 1 fully.
     """
-    if power == 0.0 or windows.lookback < 2:
+
+    lag: int
+    steps: int
+    power: float
+
+
+def volatilities(season: int, lookback: int) -> list[Volatility]:
+    """What is worth trying, the plain scale first: the last hours of a day, and a week against
+    the one before, where the lookback holds them."""
+    tried = [(1, max(1, min(max(12, season // 8), lookback - 1)))]
+    tried += [(season, 7 * season)] if season > 1 and 8 * season <= lookback else []
+    found = [Volatility(lag, steps, power) for lag, steps in tried for power in (0.5, 1.0)]
+    return [Volatility(1, 1, 0.0), *found]
+
+
+def local_scale(windows: Windows, scale: np.ndarray, volatility: Volatility) -> np.ndarray:
+    """`scale` moved towards the volatility of the last steps: float64 [n].
+
+    Quiet and wild windows count as at most 20 times quieter or wilder, so that a flat stretch
+    does not close the band.
+    """
+    lag = volatility.lag
+    if volatility.power == 0.0 or windows.lookback <= lag:
         return scale
-    recent = np.abs(np.diff(windows.y[:, -(steps + 1) :], axis=1)).mean(axis=1)
-    return scale * np.clip(recent / scale, 0.05, 20.0) ** power
+    y = windows.y[:, -(volatility.steps + lag) :]
+    recent = np.abs(y[:, lag:] - y[:, :-lag]).mean(axis=1)
+    return scale * np.clip(recent / scale, 0.05, 20.0) ** volatility.power
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,26 +27,16 @@ from flts_ray.models.base import (
     check_same_set,
     resolve_params,
 )
-from flts_ray.models.calibrate import fit_shift, sample_origins, scaled_pinball, series_scale
 from flts_ray.models.recurrent_fitted import FittedRecurrent, restored
-from flts_ray.models.recurrent_inputs import fit_columns, predict, training_rows
+from flts_ray.models.recurrent_inputs import ColumnScaling, fit_columns, training_rows
+from flts_ray.models.recurrent_judge import held_out, joined, quantiles_of, shift_of, valid_loss
 from flts_ray.models.recurrent_linear import fit_linear, refit_linear
 from flts_ray.models.recurrent_net import SegmentNet, Shape
 from flts_ray.models.recurrent_settings import Settings, geometry, no_window, settings_of
-from flts_ray.models.recurrent_train import MAX_LOSS, Schedule, train, training_set
-from flts_ray.prepare.arrays import (
-    SeriesArrays,
-    SeriesStats,
-    Windows,
-    actuals_at,
-    origins_in,
-    widened,
-    windows_at,
-)
+from flts_ray.models.recurrent_train import Schedule, train
+from flts_ray.models.recurrent_windows import Origins, window_set
+from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, origins_in, widened
 
-MAX_VALIDATION_WINDOWS = 2000
-MIN_VALIDATION_WINDOWS = 100
-MAX_VALIDATION_STEPS = 2**20
 REFIT_RATE = 0.3
 """Learning rate of a refit in units of the fit's: the weights are near where they should be."""
 
@@ -113,49 +103,31 @@ class LSTM(_Recurrent):
     kind = "lstm"
 
 
-class _HeldOut(NamedTuple):
-    """Windows that training does not learn from: actual [n, H], scale of their series [n]."""
-
-    windows: Windows
-    actual: np.ndarray
-    scale: np.ndarray
-
-
 def _epochs(
-    data: SeriesArrays,
-    spec: ModelSpec,
-    settings: Settings,
-    origins: tuple[np.ndarray, np.ndarray],
-    compute: Compute,
+    data: SeriesArrays, spec: ModelSpec, settings: Settings, origins: Origins, compute: Compute
 ) -> Iterator[Progress]:
     torch.set_num_threads(compute.threads)
-    device, shape = _device(compute.device), _shape(spec, settings)
-    scaling = fit_columns(data, training_rows(data))
-    size = (shape.lookback, shape.horizon)
-    windows = training_set(data, origins, scaling, size, settings.centre, device)
-    held_out = _held_out(data, "validation", shape)
-    judged_on = held_out or _held_out(data, "train", shape)
-    assert judged_on is not None  # origins holds training windows
+    device, season = _device(compute.device), data.contract.season
+    rows = training_rows(data)
+    scaling = fit_columns(data, rows, spec.lookback)
+    shape = _shape(spec, settings, scaling, marked=not data.observed[rows].all())
+    windows = window_set(data, scaling, shape, settings.centre, device)
+    validation = held_out(data, "validation", windows)
+    judging = validation or held_out(data, "train", windows)
+    levels = torch.tensor(shape.levels, dtype=torch.float64, device=device)
     net = _fresh(shape, compute.seed).to(device)
-    penalty = fit_linear(net, windows, held_out[:2] if held_out else None, scaling, compute.seed)
+    ridge = fit_linear(net, windows, origins, validation, season)
     best, best_loss, best_epoch = None, math.inf, 0
-    epochs = train(net, windows, _schedule(settings, compute.seed))
+    epochs = train(net, windows, origins, _schedule(settings, len(origins[0]), compute.seed))
     for epoch, (train_loss, trained) in enumerate(epochs, start=1):
-        found = predict(trained, judged_on.windows, scaling, settings.centre, device)
-        loss = _loss(judged_on, found.quantiles, shape.levels)
+        quantiles = quantiles_of(trained, judging)
+        loss = valid_loss(quantiles, judging, levels)
         if best is None or loss < best_loss:
-            shift = np.zeros((shape.horizon, len(shape.levels)))
-            if held_out is not None:
-                shift = fit_shift(held_out.actual, found.quantiles, found.scale, shape.levels)
-            best = FittedRecurrent(
-                spec,
-                data.stats,
-                _stored(trained),
-                scaling,
-                shift.astype(np.float32),
-                settings.centre,
-                penalty,
-            )
+            shift = np.zeros((shape.horizon, len(shape.levels)), dtype=np.float32)
+            if validation:
+                shift = shift_of(quantiles, joined(validation), shape)
+            stored = _stored(trained)
+            best = FittedRecurrent(spec, data.stats, stored, scaling, shift, settings.centre, ridge)
             best_loss, best_epoch = loss, epoch
         yield Progress(epoch, {"train_loss": train_loss, "valid_loss": loss}, best)
         if epoch - best_epoch >= settings.patience:
@@ -168,20 +140,19 @@ def _trained_on(
     torch.set_num_threads(compute.threads)
     device, shape, whole = _device(compute.device), fitted.net.shape, widened(data)
     origins = origins_in(whole, "train", shape.lookback, shape.horizon)
-    size = (shape.lookback, shape.horizon)
-    windows = training_set(whole, origins, fitted.scaling, size, fitted.centre, device)
+    windows = window_set(whole, fitted.scaling, shape, fitted.centre, device)
     net = _copied(fitted.net).to(device)
-    refit_linear(net, windows, fitted.penalty, compute.seed)
+    refit_linear(net, windows, origins, fitted.ridge, data.contract.season)
     schedule = replace(
-        _schedule(settings, compute.seed),
+        _schedule(settings, len(origins[0]), compute.seed),
         epochs=settings.refit_epochs,
         lr=REFIT_RATE * settings.lr,
     )
-    *_, (_, trained) = train(net, windows, schedule)
+    *_, (_, trained) = train(net, windows, origins, schedule)
     return replace(fitted, net=_stored(trained))
 
 
-def _shape(spec: ModelSpec, settings: Settings) -> Shape:
+def _shape(spec: ModelSpec, settings: Settings, scaling: ColumnScaling, marked: bool) -> Shape:
     contract = spec.contract
     assert settings.segment is not None  # `geometry` chose one
     return Shape(
@@ -190,8 +161,9 @@ def _shape(spec: ModelSpec, settings: Settings) -> Shape:
         segment=settings.segment,
         horizon=spec.task.horizon,
         levels=tuple(spec.task.levels),
-        past=len(contract.past),
-        future=len(contract.future),
+        marked=int(marked),
+        seen=len(contract.past) + len(scaling.events),
+        ahead=len(scaling.cycles) + len(scaling.events),
         static=len(contract.static),
         hidden=settings.hidden,
         layers=settings.layers,
@@ -200,30 +172,10 @@ def _shape(spec: ModelSpec, settings: Settings) -> Shape:
     )
 
 
-def _schedule(settings: Settings, seed: int) -> Schedule:
+def _schedule(settings: Settings, windows: int, seed: int) -> Schedule:
     shared = set(Schedule.__dataclass_fields__) & set(Settings.model_fields)
-    return Schedule(seed=seed, **settings.model_dump(include=shared))
-
-
-def _held_out(data: SeriesArrays, span: str, shape: Shape) -> _HeldOut | None:
-    """A bounded number of windows of one span; None if none fits."""
-    lookback, horizon = shape.lookback, shape.horizon
-    affordable = MAX_VALIDATION_STEPS // (lookback + horizon)
-    most = min(max(affordable, MIN_VALIDATION_WINDOWS), MAX_VALIDATION_WINDOWS)
-    series, origins = sample_origins(data, span, lookback, horizon, most)
-    if not len(series):
-        return None
-    windows = windows_at(data, series, origins, lookback, horizon)
-    actual = actuals_at(data, series, origins, horizon)
-    return _HeldOut(windows, actual, series_scale(windows, data.stats))
-
-
-def _loss(judged_on: _HeldOut, quantiles: np.ndarray, levels: tuple[float, ...]) -> float:
-    """Scaled pinball loss, the same for every kind; a bound where the network overflowed."""
-    if not np.isfinite(quantiles).all():
-        return MAX_LOSS
-    loss = scaled_pinball(judged_on.actual, quantiles, judged_on.scale, levels)
-    return min(loss, MAX_LOSS)
+    values = settings.model_dump(include=shared)
+    return Schedule(**{**values, "windows_per_epoch": settings.drawn(windows), "seed": seed})
 
 
 def _device(asked: str) -> str:

@@ -2,62 +2,98 @@
 
 Design choices: a direct ridge regression of every step of the horizon on the normalised window
 is solved before the first epoch and then held fixed, so that a network trained for few epochs is
-never far behind a linear model; only sums of products are kept, so memory does not grow with the
-number of windows; the penalty is the one that forecasts the validation span best.
+never far behind a linear model; what is uncertain is shrunk not to zero but to repeating the
+season, the older a lag the more (Doan, Litterman & Sims 1984), and there is no intercept, because
+a drift of the training span need not go on; only sums of products are kept, so memory does not
+grow with the number of windows; the setting is the one that forecasts validation best.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from flts_ray.models.recurrent_inputs import ColumnScaling, inputs_of
 from flts_ray.models.recurrent_net import SegmentNet
-from flts_ray.models.recurrent_train import MAX_WEIGHT, TrainingSet
-from flts_ray.prepare.arrays import Windows
+from flts_ray.models.recurrent_train import MAX_WEIGHT
+from flts_ray.models.recurrent_windows import Batch, Origins, WindowSet
 
-LINEAR_WINDOWS = 8192
+LINEAR_WINDOWS = 16384
 LINEAR_BLOCK = 1024
+POWERS = (0.0, 1.0, 2.0)
+DECAYS = (0.0, 0.5, 0.8, 0.9, 0.95, 1.0)
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-DEFAULT_PENALTY = 1e-1
+
+
+class Shrinkage(NamedTuple):
+    """One setting of the ridge regression.
+
+    power: the penalty grows with the age of a lag to this power; decay: weight of a cycle
+    relative to the next newer one in what the map is drawn to, 0: to the centre of the window;
+    penalty: in units of the mean square of the lags.
+    """
+
+    power: float
+    decay: float
+    penalty: float
+
+
+UNCHOSEN = Shrinkage(1.0, 0.9, 1e-1)
 
 
 def fit_linear(
     net: SegmentNet,
-    windows: TrainingSet,
-    validation: tuple[Windows, np.ndarray] | None,
-    scaling: ColumnScaling,
-    seed: int,
-) -> float:
+    windows: WindowSet,
+    origins: Origins,
+    validation: list[Batch],
+    season: int,
+) -> Shrinkage:
     """Solve the network's linear map by ridge regression (Hoerl & Kennard 1970) and fix it.
 
-    validation: windows and actual values [n, H] that choose the penalty. Windows count by
-    their scale, as they do in the loss. Also starts the bands at the size of the error left.
-    Returns the penalty.
+    origins: training windows; validation: windows that choose the setting, none: UNCHOSEN.
+    Windows count by their scale, as they do in the loss. Also starts the bands at the size of
+    the error left.
     """
-    sums = _sums(net, windows, seed)
-    maps = [_ridge(sums.gram, sums.cross, penalty) for penalty in PENALTIES]
-    chosen = _best_penalty(maps, net.shape.lags, validation, scaling, windows.centre)
-    best = maps[chosen]
-    _put(net, best)
+    sums = _sums(net, windows, origins)
+    chosen = (
+        _best(sums, net.shape.lags, validation, season)
+        if validation and net.shape.lags
+        else UNCHOSEN
+    )
+    best = _solved(sums, chosen, season)
+    net.linear.data.copy_(best.T)
     left = sums.power - 2.0 * (best * sums.cross).sum(0) + (best * (sums.gram @ best)).sum(0)
     variance = max(float(left.median()), 0.0) / max(sums.weights, 1e-12)
     net.start_at(max(math.sqrt(variance), 1e-3))
-    return PENALTIES[chosen]
+    return chosen
 
 
-def refit_linear(net: SegmentNet, windows: TrainingSet, penalty: float, seed: int) -> None:
+def refit_linear(
+    net: SegmentNet, windows: WindowSet, origins: Origins, setting: Shrinkage, season: int
+) -> None:
     """Solve the linear map again on other windows; the bands stay as they are."""
-    sums = _sums(net, windows, seed)
-    _put(net, _ridge(sums.gram, sums.cross, penalty))
+    net.linear.data.copy_(_solved(_sums(net, windows, origins), setting, season).T)
+
+
+def seasonal_prior(lags: int, horizon: int, season: int, decay: float) -> torch.Tensor:
+    """Coefficients that repeat the season: float64 [lags, H], rows from the oldest lag.
+
+    The weights of the cycles fall by `decay` and sum to one; zero where no cycle fits.
+    """
+    prior = torch.zeros(lags, horizon, dtype=torch.float64)
+    for step in range(horizon if decay else 0):
+        first = (step // season + 1) * season - step
+        at = torch.arange(first, lags + 1, season)
+        weights = decay ** torch.arange(len(at), dtype=torch.float64)
+        prior[lags - at, step] = weights / weights.sum().clamp_min(1.0)
+    return prior
 
 
 class _Sums(NamedTuple):
-    """Weighted sums of products over windows: gram [lags + 1, lags + 1], cross [lags + 1, H],
-    power (squared targets) [H], and of the weights."""
+    """Weighted sums of products over windows: gram [lags, lags], cross [lags, H], power
+    (squared targets) [H], and of the weights."""
 
     gram: torch.Tensor
     cross: torch.Tensor
@@ -65,16 +101,17 @@ class _Sums(NamedTuple):
     weights: float
 
 
-def _sums(net: SegmentNet, windows: TrainingSet, seed: int) -> _Sums:
+def _sums(net: SegmentNet, windows: WindowSet, origins: Origins) -> _Sums:
     shape, device = net.shape, windows.y.device
-    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
-    gram = torch.zeros(shape.lags + 1, shape.lags + 1, dtype=torch.float64, device=device)
-    cross = torch.zeros(shape.lags + 1, shape.horizon, dtype=torch.float64, device=device)
+    series, starts = windows.starts(origins)
+    stride = -(-len(starts) // LINEAR_WINDOWS)
+    gram = torch.zeros(shape.lags, shape.lags, dtype=torch.float64, device=device)
+    cross = torch.zeros(shape.lags, shape.horizon, dtype=torch.float64, device=device)
     power = torch.zeros(shape.horizon, dtype=torch.float64, device=device)
     weights = 0.0
-    for chosen in order[:LINEAR_WINDOWS].to(device).split(LINEAR_BLOCK):
-        batch = windows.batch(chosen)
-        x = _regressors(batch.inputs.z, shape.lags)
+    for chosen in torch.arange(0, len(starts), stride, device=device).split(LINEAR_BLOCK):
+        batch = windows.batch(series[chosen], starts[chosen])
+        x = _regressors(batch, shape.lags)
         weight = batch.scale.double().clamp_max(MAX_WEIGHT)
         target = batch.target.double()
         gram += x.T @ (weight * x)
@@ -84,36 +121,52 @@ def _sums(net: SegmentNet, windows: TrainingSet, seed: int) -> _Sums:
     return _Sums(gram, cross, power, weights)
 
 
-def _put(net: SegmentNet, linear: torch.Tensor) -> None:
-    net.linear.data.copy_(linear[:-1].T)
-    net.offset.data.copy_(linear[-1])
+def _regressors(batch: Batch, lags: int) -> torch.Tensor:
+    """The last `lags` steps: float64 [n, lags]."""
+    z = batch.inputs.z
+    return z[:, z.shape[1] - lags :].double()
 
 
-def _regressors(z: torch.Tensor, lags: int) -> torch.Tensor:
-    """The last `lags` steps and a one: float64 [n, lags + 1]."""
-    return torch.cat([z[:, z.shape[1] - lags :], z.new_ones(len(z), 1)], dim=1).double()
+def _solved(sums: _Sums, setting: Shrinkage, season: int) -> torch.Tensor:
+    """Coefficients [lags, H] of one setting."""
+    lags, horizon = sums.cross.shape
+    if not lags:
+        return sums.cross
+    prior = seasonal_prior(lags, horizon, season, setting.decay).to(sums.gram.device)
+    return prior + _correction(sums, setting.power, setting.penalty, prior)
 
 
-def _ridge(gram: torch.Tensor, cross: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Coefficients [lags + 1, H]; the penalty is in units of the mean square of the lags."""
-    strength = torch.full_like(gram.diagonal(), 1e-9)
-    strength[:-1] += penalty * gram.diagonal()[:-1].sum() / max(len(gram) - 1, 1)
-    return torch.linalg.solve(gram + torch.diag(strength), cross)
+def _correction(sums: _Sums, power: float, penalty: float, prior: torch.Tensor) -> torch.Tensor:
+    """What the data add to the priors [..., lags, H]."""
+    lags = len(sums.gram)
+    age = torch.arange(lags, 0, -1, dtype=torch.float64, device=sums.gram.device) ** power
+    strength = penalty * age / age.mean() * sums.gram.diagonal().mean() + 1e-9
+    factor = torch.linalg.cholesky(sums.gram + torch.diag(strength))
+    return torch.cholesky_solve(sums.cross - sums.gram @ prior, factor)
 
 
-def _best_penalty(
-    maps: list[torch.Tensor],
-    lags: int,
-    validation: tuple[Windows, np.ndarray] | None,
-    scaling: ColumnScaling,
-    centre: str,
-) -> int:
-    if validation is None:
-        return PENALTIES.index(DEFAULT_PENALTY)
-    inputs, scale = inputs_of(validation[0], scaling, centre)
-    x = _regressors(inputs.z, lags)
-    target = scale.forward(torch.from_numpy(validation[1]))
-    own = torch.from_numpy(validation[0].scale)[:, None]
-    weight = (scale.scale / own).clamp_max(MAX_WEIGHT)
-    errors = [float((weight * (target - x @ each.cpu()).square()).nanmean()) for each in maps]
-    return int(np.argmin(errors))
+def _best(sums: _Sums, lags: int, validation: list[Batch], season: int) -> Shrinkage:
+    """The setting with the smallest weighted squared error of the validation windows."""
+    x = torch.cat([_regressors(batch, lags) for batch in validation])
+    target = torch.cat([batch.target for batch in validation]).double()
+    scale = torch.cat([batch.scale for batch in validation]).double().clamp_max(MAX_WEIGHT)
+    weight = scale * torch.cat([batch.counted for batch in validation])
+    tried = (
+        (float((weight * (target - forecast).square()).sum()), setting)
+        for setting, forecast in _forecasts(sums, x, season)
+    )
+    return min(tried)[1]
+
+
+def _forecasts(
+    sums: _Sums, x: torch.Tensor, season: int
+) -> Iterator[tuple[Shrinkage, torch.Tensor]]:
+    """What every setting forecasts for the windows x [n, lags]: [n, H]."""
+    lags, horizon = sums.cross.shape
+    priors = torch.stack([seasonal_prior(lags, horizon, season, decay) for decay in DECAYS])
+    priors = priors.to(x.device)
+    for power in POWERS:
+        for penalty in PENALTIES:
+            maps = priors + _correction(sums, power, penalty, priors)
+            for decay, each in zip(DECAYS, maps, strict=True):
+                yield Shrinkage(power, decay, penalty), x @ each

@@ -3,10 +3,11 @@
 Design choices: the lookback is cut into segments and the recurrent layer steps over segments, so
 a week of half hours is 28 steps instead of 336; every segment of the horizon is decoded in
 parallel from the last state, its position and its known-future columns, so no error feeds back
-(SegRNN: Lin et al. 2023, arXiv 2308.11200). Windows are normalised one by one and forecasts are
-mapped back (Kim et al., ICLR 2022), so a level shift changes nothing the network sees. Quantiles
-are the median plus running sums of positive gaps, so they cannot cross. A fixed linear map of the
-window is added to the median and the mean; the network learns what that map leaves over.
+(SegRNN: Lin et al. 2023, arXiv 2308.11200). The calendar is read for the horizon alone: what it
+did to the past is in the window. Windows are normalised one by one and forecasts are mapped back
+(Kim et al., ICLR 2022), so a level shift changes nothing the network sees. Quantiles are the
+median plus running sums of positive gaps, so they cannot cross. A fixed linear map of the window
+is added to the median and the mean; the network learns what that map leaves over.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
+from flts_ray.models.recurrent_cell import CELLS, State, read, read_by_hand, step_from
+
 SCALE_FLOOR = 0.1
 UNSEEN_FLOOR = 1e-3
 TINY = 1e-12
@@ -29,7 +31,9 @@ class Shape:
     """Everything that fixes the names and shapes of the weights.
 
     `lookback` is a multiple of `segment`; `lags` is the number of last steps the linear map
-    reads (0: no map); `past`, `future` and `static` count columns.
+    reads (0: no map); `seen` counts columns of the window beside the target, `ahead` columns of
+    the horizon, `static` columns of the series; `marked` is 1 where the network is told which
+    steps of the window were observed, else 0.
     """
 
     cell: str
@@ -37,8 +41,9 @@ class Shape:
     segment: int
     horizon: int
     levels: tuple[float, ...]
-    past: int
-    future: int
+    marked: int
+    seen: int
+    ahead: int
     static: int
     hidden: int
     layers: int
@@ -46,7 +51,7 @@ class Shape:
     lags: int
 
     @property
-    def ahead(self) -> int:
+    def tokens(self) -> int:
         """Segments that cover the horizon."""
         return -(-self.horizon // self.segment)
 
@@ -54,18 +59,18 @@ class Shape:
 class Inputs(NamedTuple):
     """What the network sees of n windows, float32, everything scaled.
 
-    z, observed: [n, L]; past: [n, L, P]; future: [n, L + H, F]; static: [n, S].
+    z, observed: [n, L]; seen: [n, L, columns]; ahead: [n, H, columns]; static: [n, S].
     """
 
     z: torch.Tensor
     observed: torch.Tensor
-    past: torch.Tensor
-    future: torch.Tensor
+    seen: torch.Tensor
+    ahead: torch.Tensor
     static: torch.Tensor
 
 
 class WindowScale(NamedTuple):
-    """The map of each window between its units and the network's: [n, 1] each."""
+    """The map of each window between its units and the network's: [..., 1] each."""
 
     centre: torch.Tensor
     scale: torch.Tensor
@@ -77,29 +82,31 @@ class WindowScale(NamedTuple):
 def window_scale(y: torch.Tensor, series_scale: torch.Tensor, centre: str) -> WindowScale:
     """Centre and scale of each window (Kim et al., ICLR 2022).
 
-    y: [n, L]; series_scale: [n, 1] in the units of y, NaN for a series never seen before;
+    y: [..., L]; series_scale: [..., 1] in the units of y, NaN for a series never seen before;
     centre: "last" value or "mean" of the window. The scale is the window's standard deviation,
     but at least a tenth of the series' own, so that a constant window cannot blow up whatever
     comes after it; an unseen series has its level in place of that.
     """
-    mean = y.mean(dim=1, keepdim=True)
-    spread = (y - mean).square().mean(dim=1, keepdim=True).sqrt()
+    mean = y.mean(dim=-1, keepdim=True)
+    spread = (y - mean).square().mean(dim=-1, keepdim=True).sqrt()
     own = torch.where(
         torch.isnan(series_scale), UNSEEN_FLOOR * mean.abs(), SCALE_FLOOR * series_scale
     )
-    middle = y[:, -1:] if centre == "last" else mean
+    middle = y[..., -1:] if centre == "last" else mean
     return WindowScale(middle, torch.maximum(spread, own).clamp_min(TINY))
 
 
 class SegmentNet(nn.Module):
-    """Mean and quantiles of the horizon from normalised windows."""
+    """Mean and quantiles of the horizon from normalised windows.
 
-    def __init__(self, shape: Shape) -> None:
+    by_hand: the recurrent layer is run step by step, as `torch.func.vmap` needs it.
+    """
+
+    def __init__(self, shape: Shape, by_hand: bool = False) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.by_hand = shape, by_hand
         width, wide = shape.segment, shape.hidden
-        per_step = 2 + shape.past + shape.future
-        self.embed = nn.Linear(width * per_step, wide)
+        self.embed = nn.Linear(width * (1 + shape.marked + shape.seen), wide)
         self.cell = CELLS[shape.cell](
             wide,
             wide,
@@ -107,13 +114,12 @@ class SegmentNet(nn.Module):
             dropout=shape.dropout if shape.layers > 1 else 0.0,
             batch_first=True,
         )
-        self.position = nn.Parameter(0.1 * torch.randn(shape.ahead, wide))
-        self.known = nn.Linear(width * shape.future, wide, bias=False) if shape.future else None
+        self.position = nn.Parameter(0.1 * torch.randn(shape.tokens, wide))
+        self.known = nn.Linear(width * shape.ahead, wide, bias=False) if shape.ahead else None
         self.about = nn.Linear(shape.static, wide, bias=False) if shape.static else None
         self.dropout = nn.Dropout(shape.dropout)
         self.head = nn.Linear(wide, width * (len(shape.levels) + 1))
         self.linear = nn.Parameter(torch.zeros(shape.horizon, shape.lags), requires_grad=False)
-        self.offset = nn.Parameter(torch.zeros(shape.horizon), requires_grad=False)
         self.start_at(1.0)
 
     def start_at(self, sigma: float) -> None:
@@ -128,54 +134,38 @@ class SegmentNet(nn.Module):
 
     def forward(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns mean [n, H] and quantiles [n, H, Q] in normalised units."""
-        state = self._encode(inputs)
-        raw = self._decode(inputs, state)
+        raw = self._decode(inputs, self._encode(inputs))
         lags = self.shape.lags
-        base = self.offset + (inputs.z[:, -lags:] @ self.linear.T if lags else 0.0)
-        median = base + raw[..., 0]
+        median = raw[..., 0] + (inputs.z[:, -lags:] @ self.linear.T if lags else 0.0)
         quantiles = _around(median, functional.softplus(raw[..., 2:]), self.shape.levels)
         # In units of the band, so that a wide last step does not blur the mean of a narrow first.
         width = (quantiles[..., -1] - quantiles[..., 0]).detach()
         return median + raw[..., 1] * width, quantiles
 
-    def _encode(self, inputs: Inputs) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    def _encode(self, inputs: Inputs) -> list[State]:
         n, lookback = inputs.z.shape
-        steps = torch.cat(
-            [
-                inputs.z[..., None],
-                inputs.observed[..., None],
-                inputs.past,
-                inputs.future[:, :lookback],
-            ],
-            dim=-1,
-        )
-        segments = steps.reshape(n, lookback // self.shape.segment, -1)
-        _, state = self.cell(self.dropout(functional.relu(self.embed(segments))))
-        return state
+        marks = (inputs.observed,) if self.shape.marked else ()
+        steps = torch.stack([inputs.z, *marks], dim=-1)
+        steps = torch.cat([steps, inputs.seen], dim=-1) if self.shape.seen else steps
+        count = lookback // self.shape.segment
+        embedded = functional.relu(self.embed(steps.reshape(n * count, -1)))
+        segments = self.dropout(embedded).reshape(n, count, -1)
+        return (read_by_hand if self.by_hand else read)(self.cell, segments)
 
-    def _decode(
-        self, inputs: Inputs, state: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
+    def _decode(self, inputs: Inputs, states: list[State]) -> torch.Tensor:
         """One step of the same cell for every segment of the horizon; raw [n, H, Q + 1]."""
         shape, n = self.shape, len(inputs.z)
-        token = self.position.expand(n, -1, -1)
+        token = self.position[None]
         if self.known is not None:
-            ahead = inputs.future[:, shape.lookback :]
-            padded = functional.pad(ahead, (0, 0, 0, shape.ahead * shape.segment - shape.horizon))
-            token = token + self.known(padded.reshape(n, shape.ahead, -1))
+            width = shape.tokens * shape.segment
+            padded = functional.pad(inputs.ahead, (0, 0, 0, width - shape.horizon))
+            known = self.known(padded.reshape(n * shape.tokens, -1))
+            token = token + known.reshape(n, shape.tokens, -1)
         if self.about is not None:
             token = token + self.about(inputs.static)[:, None]
-        token = token.reshape(n * shape.ahead, 1, shape.hidden)
-        if isinstance(state, tuple):
-            first = (self._spread(state[0]), self._spread(state[1]))
-            decoded, _ = self.cell(token, first)
-        else:
-            decoded, _ = self.cell(token, self._spread(state))
-        raw = self.head(self.dropout(decoded[:, 0]))
-        return raw.reshape(n, shape.ahead * shape.segment, -1)[:, : shape.horizon]
-
-    def _spread(self, state: torch.Tensor) -> torch.Tensor:
-        return state.repeat_interleave(self.shape.ahead, dim=1).contiguous()
+        decoded = self.dropout(step_from(self.cell, token, states))
+        raw = self.head(decoded.reshape(n * shape.tokens, -1))
+        return raw.reshape(n, shape.tokens * shape.segment, -1)[:, : shape.horizon]
 
 
 def _around(median: torch.Tensor, gaps: torch.Tensor, levels: tuple[float, ...]) -> torch.Tensor:

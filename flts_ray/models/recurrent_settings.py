@@ -16,6 +16,11 @@ from flts_ray.errors import ConfigError, DataError
 from flts_ray.prepare.arrays import SeriesArrays
 
 MIN_SEGMENTS, MAX_SEGMENTS = 8, 30
+MIN_DRAWN, MAX_DRAWN = 8192, 32_768
+LONGEST = 720
+"""Most steps of a lookback that nobody asked for, unless two seasons are longer."""
+SPANS = 4
+"""The training span holds at least this many times what the network reads."""
 
 
 class Settings(BaseModel):
@@ -24,7 +29,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     lookback: int | None = Field(None, ge=2, le=100_000)
-    """Past steps the network reads; None: two seasons. Rounded to whole segments."""
+    """Past steps the network reads, rounded to whole segments; None: a quarter of the training
+    span, at most 720, but two seasons if half of the span holds them."""
     segment: int | None = Field(None, ge=1, le=10_000)
     """Steps in a segment; None: about a quarter of a season, 8 to 30 segments in all."""
     hidden: int = Field(64, ge=1, le=4096)
@@ -40,7 +46,8 @@ class Settings(BaseModel):
     refit_epochs: int = Field(0, ge=0, le=10_000)
     """Epochs of training and validation windows after the best epoch was chosen; 0: none, which
     keeps the bands as calibrated. A few pay where the newest weeks are unlike the rest."""
-    windows_per_epoch: int = Field(8192, ge=1)
+    windows_per_epoch: int | None = Field(None, ge=1)
+    """None: half of the training windows, 8,192 to 32,768."""
     mean_weight: float = Field(0.1, ge=0)
     """Weight of the mean's Huber loss beside the quantiles' pinball loss."""
     average: float = Field(0.97, ge=0, lt=1)
@@ -49,8 +56,12 @@ class Settings(BaseModel):
     """What is subtracted from a window."""
     skip: Literal["linear", "none"] = "linear"
     """Whether a ridge regression on the window is added to what the network says."""
-    max_lags: int = Field(512, ge=1, le=4096)
+    max_lags: int = Field(720, ge=1, le=4096)
     """Most steps the ridge regression reads."""
+
+    def drawn(self, windows: int) -> int:
+        """Windows of one epoch, of so many in the training span."""
+        return self.windows_per_epoch or min(max(windows // 2, MIN_DRAWN), MAX_DRAWN)
 
 
 def settings_of(kind: str, params: Mapping[str, Any]) -> Settings:
@@ -69,9 +80,11 @@ def geometry(kind: str, settings: Settings, data: SeriesArrays, horizon: int) ->
     longest = int(data.train_end.max(initial=0)) - horizon
     lookback = settings.lookback
     if lookback is None:
-        wanted = max(2 * season, horizon, 16, 2 * (settings.segment or 0))
         typical = int(np.median(data.train_end)) - horizon if data.n_series else 0
-        lookback = max(2, min(wanted, max(typical, longest // 2) // 2))
+        room = max(typical, longest // 2)
+        whole = min(LONGEST, room // SPANS) // season * season
+        wanted = max(whole, 2 * season, horizon, 16, 2 * (settings.segment or 0))
+        lookback = max(2, min(wanted, room // 2))
     if longest < lookback:
         raise no_window(kind, lookback, horizon, data)
     segment = settings.segment or _segment(lookback, season, horizon)

@@ -101,6 +101,7 @@ def settings(folder: Path, root: str = "root") -> dict[str, Any]:
             "gru": {"params": WEAK_GRU},
         },
         "tune": {"budget_s": 300, "validation_stride": 6},
+        "blend": {"enabled": False},
         "ray": {"num_cpus": 2, "object_store_mb": 150, "dashboard_port": 0},
     }
 

@@ -192,7 +192,7 @@ def test_bands_follow_the_volatility_where_it_changes() -> None:
     noise = rng.standard_normal(4000) * np.where(calm, 0.05, 1.0)
     data = with_y(data, data.y + noise)
     fitted = fit(data)
-    assert fitted.volatility[1] > 0
+    assert fitted.volatility.power > 0
     origins = origins_in(data, "test", fitted.spec.lookback, 6)[1]
     width = np.ptp(fitted.forecast(judged_windows(fitted, data)).quantiles, axis=2).mean(axis=1)
     settled = origins % 100 > 50

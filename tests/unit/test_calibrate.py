@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from flts_ray.models import calibrate
 from flts_ray.models.calibrate import (
     ResidualQuantiles,
+    Volatility,
     apply_shift,
     fit_shift,
     local_scale,
@@ -19,6 +20,7 @@ from flts_ray.models.calibrate import (
     sample_origins,
     scaled_pinball,
     series_scale,
+    volatilities,
 )
 from flts_ray.prepare.arrays import Windows, origins_in, windows_at
 from tests.synthetic import seasonal_set
@@ -156,14 +158,33 @@ def test_a_flat_window_has_a_positive_scale() -> None:
 def test_local_scale_follows_the_recent_steps_only() -> None:
     some = windows()
     scale = np.ones(5)
-    np.testing.assert_array_equal(local_scale(some, scale, 12, 0.0), scale)
-    calm = local_scale(some, scale, 12, 1.0)
+    np.testing.assert_array_equal(local_scale(some, scale, Volatility(1, 12, 0.0)), scale)
+    recent = Volatility(1, 12, 1.0)
+    calm = local_scale(some, scale, recent)
     wild = some.y.copy()
     wild[0, -12:] *= np.tile([1, 3], 6)
-    wild[1, :12] *= 3
-    found = local_scale(replace(some, y=wild), scale, 12, 1.0)
+    wild[1, :11] *= 3
+    found = local_scale(replace(some, y=wild), scale, recent)
     assert found[0] > 2 * calm[0]
     np.testing.assert_array_equal(found[1:], calm[1:])
+
+
+def test_seasonal_volatility_is_blind_to_what_repeats() -> None:
+    some = windows()
+    steps = np.arange(some.lookback)
+    level = np.tile([0.0, 5.0, -5.0, 1.0], some.lookback)[steps] + (steps >= 16) * 0.3
+    same = replace(some, y=np.tile(level, (5, 1)))
+    found = local_scale(same, np.ones(5), Volatility(4, 8, 1.0))
+    jumps = np.abs(level[4:] - level[:-4])[-8:].mean()
+    np.testing.assert_allclose(found, max(jumps, 0.05))
+
+
+def test_volatilities_need_room() -> None:
+    plain = Volatility(1, 1, 0.0)
+    assert volatilities(24, 100)[0] == plain
+    assert {one.lag for one in volatilities(24, 191)} == {1}
+    assert {one.lag for one in volatilities(24, 192)} == {1, 24}
+    assert {one.lag for one in volatilities(1, 500)} == {1}
 
 
 def test_sampled_origins_see_every_phase() -> None:

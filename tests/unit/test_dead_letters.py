@@ -196,3 +196,18 @@ def test_closing_does_not_wait_for_a_broker_that_is_away(store: Store) -> None:
     until(lambda: background.failures > 0, 10, "a failure")
     assert not background.close(5.0)
     assert background.waiting == 1
+
+
+def test_a_damaged_partition_does_not_keep_the_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flts_ray.ingest.dead_letters._FIRST_WAIT_S", 0.01)
+    damaged = stored(store, 0, 20, partition=1)
+    store.put(damaged.key, b"no Parquet")
+    log = Log()
+    background = BackgroundForwarder(forwarder(store, log))
+    background.forward(1, 20)
+    until(lambda: background.failures > 0, 10, "a failure")
+    background.forward(0, 100)
+    until(lambda: log.offsets() == BAD, 10, "the other partition")
+    assert not background.close() and background.waiting == 1

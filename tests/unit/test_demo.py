@@ -4,7 +4,7 @@ import csv
 import io
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from flts_ray.config import Config, load_config, parse_config
-from flts_ray.errors import Conflict, GateRefused, Unavailable
+from flts_ray.errors import Conflict, DataError, GateRefused, Unavailable
 from flts_ray.jobs import demo
 from flts_ray.jobs.announce import announce
 from flts_ray.jobs.demo import demo_window, picture_of, show_forecast, write_input
@@ -28,10 +28,12 @@ from tests.served import HORIZON, LOOKBACK, KnownSet, known_set, served, transpa
 
 DATA = known_set(n_series=1)
 URL = "http://127.0.0.1:8000"
+STREAMED = ["load.csv", "servers", "send", "open", "take_in", "tabulate"]
+"""What comes before training; the keys of S3 are known before Ray starts, whose workers need them"""
 
 
 def config_of(root: Path, **sections: Any) -> Config:
-    data = {"path": str(root / "in" / "e.csv"), "units": "GW", "time_zone": "Australia/Melbourne"}
+    data = {"snapshot": "latest", "units": "GW", "time_zone": "Australia/Melbourne"}
     return parse_config(
         {
             "name": "demo",
@@ -134,9 +136,7 @@ def run(config: Config, *, leave: bool = True) -> str:
 
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str) -> SimpleNamespace:
-    """The pipeline's outcome, set by the test; services and serving are stand-ins."""
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "e.csv").write_text("there")
+    """The pipeline's outcome, set by the test; stream, services and serving are stand-ins."""
     said = SimpleNamespace(promoted=True, champion=None, events=[])
 
     @contextmanager
@@ -167,6 +167,21 @@ def pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str) -> Simpl
             prepared=SimpleNamespace(arrays=lambda: DATA),
         )
 
+    @contextmanager
+    def servers(*_: object) -> Iterator[None]:
+        said.events.append("servers")
+        try:
+            yield
+        finally:
+            said.events.append("stop")
+
+    def noted(event: str) -> Callable[..., None]:
+        return lambda *_: said.events.append(event)
+
+    monkeypatch.setattr(demo, "write_input", lambda path: said.events.append(path.name))
+    monkeypatch.setattr(demo, "stream_servers", servers)
+    for name in ("send", "take_in", "tabulate"):
+        monkeypatch.setattr(demo, name, noted(name))
     monkeypatch.setattr(demo, "open_session", opened)
     monkeypatch.setattr(demo, "serving", serving)
     monkeypatch.setattr(demo, "train", train)
@@ -176,7 +191,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str) -> Simpl
 
 def test_it_trains_serves_forecasts_and_leaves(pipeline: SimpleNamespace, tmp_path: Path) -> None:
     shown = run(config_of(tmp_path))
-    assert pipeline.events == ["open", "train resume=True", "serve", "remove", "close"]
+    assert pipeline.events == [*STREAMED, "train resume=True", "serve", "remove", "close", "stop"]
     assert shown.index("the table") < shown.index("gru-1 says why") < shown.index("/v1/forecast")
     assert (tmp_path / "forecast.png").exists()
     assert "Ctrl-C" not in shown
@@ -192,7 +207,7 @@ def test_it_serves_on_until_interrupted(
     monkeypatch.setattr(demo, "wait_for_interrupt", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(config_of(tmp_path), leave=False)
-    assert pipeline.events[-2:] == ["remove", "close"]
+    assert pipeline.events[-3:] == ["remove", "close", "stop"]
 
 
 def test_a_refused_candidate_leaves_the_older_champion_serving(
@@ -209,7 +224,19 @@ def test_without_any_champion_there_is_nothing_to_serve(
     pipeline.promoted = False
     with pytest.raises(GateRefused, match=r"gru-1 was refused, so there is no champion"):
         run(config_of(tmp_path))
-    assert pipeline.events == ["open", "train resume=True", "close"]
+    assert pipeline.events == [*STREAMED, "train resume=True", "close", "stop"]
+
+
+def test_what_cannot_be_taken_in_is_not_trained_on(
+    pipeline: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise DataError("a gap")
+
+    monkeypatch.setattr(demo, "take_in", broken)
+    with pytest.raises(DataError, match="a gap"):
+        run(config_of(tmp_path))
+    assert pipeline.events == ["load.csv", "servers", "send", "open", "close", "stop"]
 
 
 def test_a_second_demo_beside_a_serving_one_is_a_conflict(

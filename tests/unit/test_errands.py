@@ -12,8 +12,9 @@ from flts_ray.errors import Unavailable
 from flts_ray.ingest.decode import Decoder
 from flts_ray.ingest.errands import Answer, Errands, Followed, Place, Stored
 from flts_ray.ingest.faults import NO_FAULTS
-from flts_ray.ingest.moves import Broken, Put, PutCreated, PutExists, PutFailed, Recover
 from flts_ray.ingest.segment import Batch
+from flts_ray.ingest.sink_actions import Put, Recover
+from flts_ray.ingest.sink_events import Broken, PutCreated, PutExists, PutFailed
 from flts_ray.store import Created, Exists, FolderStore
 from flts_ray.streams.records import Records
 from tests.memory_broker import sample

@@ -65,7 +65,8 @@ def test_the_tail_is_of_one_partition_and_one_life() -> None:
 
     messages = [
         said(0, "e", 5, 5), said(0, "e", 9, 5), said(0, "old", 99, 99), said(1, "e", 50, 40),
-        {"foreign": "message"}, said(0, "e", 20, 12), said(0, "e", 14, 12),
+        {"foreign": "message"}, {"epoch": "e", "partition": "0", "complete": "all"},
+        said(0, "e", 20, 12), said(0, "e", 14, 12),
     ]  # fmt: skip
     assert tail_of(messages, 0, "e") == Tail(12, frozenset({20, 14}))
     assert tail_of(messages, 1, "e") == Tail(40, frozenset({50}))

@@ -351,8 +351,8 @@ def test_wrong_parameters_are_named(data: SeriesArrays, params: dict[str, Any], 
 
 def test_forecast_refuses_a_short_history(data: SeriesArrays, quick: Fitted) -> None:
     windows, _ = test_windows(data, quick)
-    with pytest.raises(DataError, match="needs 48 past steps"):
-        quick.forecast(windows.last(47))
+    with pytest.raises(DataError, match="needs 72 past steps"):
+        quick.forecast(windows.last(71))
 
 
 @pytest.mark.parametrize(

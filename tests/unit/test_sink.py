@@ -6,36 +6,39 @@ from dataclasses import replace
 
 import pytest
 
-from flts_ray.ingest.moves import (
+from flts_ray.ingest.held import Limits
+from flts_ray.ingest.sink import step
+from flts_ray.ingest.sink_actions import (
     Action,
-    Assigned,
-    Bounds,
-    Broken,
     Commit,
-    Drain,
     Drained,
-    Event,
     Fail,
     Halt,
     Lost,
     Pause,
-    Polled,
     Put,
+    Recover,
+    Resume,
+    Rewound,
+    Seek,
+)
+from flts_ray.ingest.sink_events import (
+    Assigned,
+    Bounds,
+    Broken,
+    Drain,
+    Event,
+    Polled,
     PutCreated,
     PutExists,
     PutFailed,
-    Recover,
     Recovered,
     RecoverFailed,
-    Resume,
     Revoked,
-    Rewound,
-    Seek,
     Tick,
     Undecoded,
 )
-from flts_ray.ingest.partition import Limits
-from flts_ray.ingest.sink import Sink, step
+from flts_ray.ingest.sink_state import Sink
 from tests.memory_stream import Pieces
 
 LIMITS = Limits(

@@ -16,21 +16,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from flts_ray.ingest.moves import (
-    Action,
-    Commit,
+from flts_ray.ingest.sink import step
+from flts_ray.ingest.sink_actions import Action, Commit, Put, Seek
+from flts_ray.ingest.sink_events import (
     Event,
     Polled,
-    Put,
     PutCreated,
     PutExists,
     PutFailed,
     Recovered,
     Revoked,
-    Seek,
     Tick,
 )
-from flts_ray.ingest.sink import Sink, step
+from flts_ray.ingest.sink_state import Sink
 from tests.memory_stream import LARGEST_POLL, Step, World
 
 PARTITIONS, OWNERS = 2, 2

@@ -1,0 +1,315 @@
+"""Weights of a blend, learned on validation forecasts, and how good they are on others.
+
+Design choices: greedy selection with replacement (Caruana, Niculescu-Mizil, Crew & Ksikes 2004)
+keeps weights non-negative, few and never worse than the best single model where they are learned;
+what is reported comes from blocks of time that the weights have not seen, with a horizon left out
+on both sides, so a blend cannot win by fitting its weights; a series gets weights of its own,
+shrunk towards those of all by a share chosen on the blocks, only if its gain, itself shrunk
+towards the mean gain of all series with the blocks as replicates (empirical Bayes, Efron & Morris
+1975), is positive, and only if all those gains together exceed their standard error (Breiman et
+al. 1984); quantiles are calibrated again if that helps on the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from flts_ray.config import Score
+from flts_ray.evaluate.backtest import Backtest
+from flts_ray.evaluate.bench import Bench, Errors
+from flts_ray.evaluate.metrics import window_scores
+from flts_ray.models.calibrate import apply_shift, fit_shift, scaled_pinball
+
+ROUNDS = 25
+"""Most models drawn into a bag; weights are multiples of one over their number."""
+PATIENCE = 6
+"""Draws without a better bag after which the search ends."""
+BLOCKS = 5
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Shares of a series' own weights that are tried; the rest is that of all."""
+MIN_OWN_WINDOWS = 20
+"""Windows of a series below which its own weights would be chance."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen.
+
+    weights: float64 [M], of every series without a row of its own. own: float64 [S, M], and
+    owners: bool [S], which of those rows are used. shift: float64 [H, Q] as `fit_shift` gives
+    it, zero if calibrating again does not help. judged: forecasts of every window by weights
+    (and corrections) that were learned without its block.
+    """
+
+    weights: np.ndarray
+    own: np.ndarray
+    owners: np.ndarray
+    shift: np.ndarray
+    judged: Backtest
+
+    @property
+    def single(self) -> bool:
+        """True if one member serves every series."""
+        return int((self.weights > 0).sum()) == 1 and not self.owners.any()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Windows that are judged, and those from which weights for them are learned: bool [n]."""
+
+    held: np.ndarray
+    train: np.ndarray
+
+
+@dataclass(frozen=True)
+class Learned:
+    """weights: float64 [M], of all series; own: float64 [S, M], of each, unshrunk."""
+
+    weights: np.ndarray
+    own: np.ndarray
+
+    def shared(self, share: float) -> np.ndarray:
+        """Rows with a share of the series' own weights, float64 [S, M]."""
+        return (1.0 - share) * self.weights + share * self.own
+
+
+def select(
+    bench: Bench, score: Score, max_members: int, horizon_us: int, *, per_series: bool
+) -> Selection | None:
+    """Choose weights on all windows and judge the choice block by block.
+
+    horizon_us: length of a forecast in microseconds. None where the windows cover too little
+    time for two blocks and a horizon between them.
+    """
+    blocks = time_blocks(bench.origin_us, horizon_us)
+    if not blocks:
+        return None
+    errors, series = Errors.of(bench, score), bench.origins.series
+    own = per_series and len(bench.series_scale) > 1
+
+    def learned_on(rows: np.ndarray) -> Learned:
+        return learn(errors.part(rows), series[rows], len(bench.series_scale), max_members, own)
+
+    folds = [learned_on(block.train) for block in blocks]
+    whole = learned_on(np.ones(len(bench), dtype=bool))
+    trials = _Trials(bench, score, blocks, folds, _shifts(bench, blocks, folds))
+    choice = trials.owners() if own else None
+    rows = whole.weights[None].repeat(len(whole.own), axis=0)
+    owners = np.zeros(len(rows), dtype=bool)
+    if choice is not None:
+        owners = choice.owners
+        rows = np.where(owners[:, None], whole.shared(choice.share), rows)
+    shift = np.zeros(bench.backtests[0].quantiles.shape[1:])
+    if trials.shifts is not None:
+        shift = _shift_of(bench, bench.mixed(rows[series]), np.ones(len(bench), dtype=bool))
+    judged = trials.base if choice is None else choice.judged
+    return Selection(whole.weights, rows, owners, shift, judged)
+
+
+def time_blocks(origin_us: np.ndarray, horizon_us: int) -> list[Block]:
+    """Equal stretches of time; training windows share no value with those held out.
+
+    Empty if some stretch would leave nothing to learn from.
+    """
+    first, last = int(origin_us.min()), int(origin_us.max())
+    edges = np.linspace(first, last + 1, BLOCKS + 1).astype(np.int64)
+    found = []
+    for begin, end in pairwise(edges):
+        held = (origin_us >= begin) & (origin_us < end)
+        far = (origin_us < begin - horizon_us) | (origin_us >= end + horizon_us)
+        if held.any():
+            found.append(Block(held, far))
+    usable = len(found) > 1 and all(block.train.any() for block in found)
+    return found if usable else []
+
+
+def learn(
+    errors: Errors, series: np.ndarray, n_series: int, max_members: int, own: bool
+) -> Learned:
+    """Weights of all series together, and (if `own`) of each for itself.
+
+    series: int64 [n], of each window. Series with few windows keep the weights of all. Single
+    series draw from the members of all, and further ones as long as there is room.
+    """
+    everyone = np.zeros(len(series), dtype=np.int64)
+    weights = greedy(errors, everyone, 1, np.arange(len(errors.values)), max_members)[0]
+    rows = weights[None].repeat(n_series, axis=0)
+    enough = np.bincount(series, minlength=n_series) >= MIN_OWN_WINDOWS
+    if own and enough.any():
+        alone = [errors.loss(one, everyone, 1)[0] for one in errors.values]
+        order = sorted(range(len(alone)), key=lambda m: (weights[m] == 0, alone[m]))
+        pool = np.sort(order[:max_members])
+        found = greedy(errors, series, n_series, pool, max_members)
+        rows[enough] = found[enough]
+    return Learned(weights, rows)
+
+
+def greedy(
+    errors: Errors, group: np.ndarray, groups: int, pool: np.ndarray, max_members: int
+) -> np.ndarray:
+    """Weights of each group of windows, float64 [groups, M]; rows sum to one.
+
+    Each round adds the model that helps a group's bag most; the best bag of all rounds stays.
+    The first bag is the best single model, so no group's loss is above that model's. pool: the
+    models to draw from. Caruana et al. 2004.
+    """
+    every, size = np.arange(groups), len(errors.values)
+    drawn = np.zeros((groups, size), dtype=np.int64)
+    kept, best, last = drawn.copy(), np.full(groups, np.inf), 0
+    bag = np.zeros_like(errors.values[0])
+    for count in range(1, ROUNDS + 1):
+        tried = np.full((size, groups), np.inf)
+        for model in pool:
+            mixture = (bag + errors.values[model]) / np.float32(count)
+            tried[model] = errors.loss(mixture, group, groups)
+        full = (drawn > 0).sum(axis=1) >= max_members
+        tried[(full[:, None] & (drawn == 0)).T] = np.inf
+        chosen = tried.argmin(axis=0)
+        drawn[every, chosen] += 1
+        bag += errors.values[chosen[group], errors.window_numbers]
+        better = tried[chosen, every] < best
+        best = np.where(better, tried[chosen, every], best)
+        kept[better] = drawn[better]
+        last = count if better.any() else last
+        if count - last >= PATIENCE:
+            break
+    return kept / kept.sum(axis=1, keepdims=True)
+
+
+def _shift_of(bench: Bench, mixture: Backtest, rows: np.ndarray) -> np.ndarray:
+    return fit_shift(
+        mixture.actual[rows], mixture.quantiles[rows], bench.scale[rows], mixture.levels
+    )
+
+
+def _shifts(
+    bench: Bench, blocks: Sequence[Block], folds: Sequence[Learned]
+) -> list[np.ndarray] | None:
+    """Corrections of the quantiles, one a block, [H, Q]; None where they do not help."""
+    shifts, before, after = [], 0.0, 0.0
+    for block, fold in zip(blocks, folds, strict=True):
+        mixture = bench.mixed(fold.weights)
+        shift = _shift_of(bench, mixture, block.train)
+        actual, raw = mixture.actual[block.held], mixture.quantiles[block.held]
+        scale = bench.scale[block.held]
+        moved = apply_shift(raw, shift, scale)
+        before += scaled_pinball(actual, raw, scale, mixture.levels) * len(scale)
+        after += scaled_pinball(actual, moved, scale, mixture.levels) * len(scale)
+        shifts.append(shift)
+    return shifts if after < before else None
+
+
+@dataclass(frozen=True)
+class _Choice:
+    share: float
+    owners: np.ndarray
+    judged: Backtest
+
+
+class _Trials:
+    """Every window forecast by what was learned without its block."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        score: Score,
+        blocks: Sequence[Block],
+        folds: Sequence[Learned],
+        shifts: list[np.ndarray] | None,
+    ) -> None:
+        self.bench, self.score, self.blocks = bench, score, blocks
+        self.folds, self.shifts = folds, shifts
+        self.base = self.forecasts(0.0)
+
+    def forecasts(self, share: float | np.ndarray) -> Backtest:
+        """With a share of own weights for all windows, or one a window, float64 [n]."""
+        series, shares = self.bench.origins.series, np.broadcast_to(share, len(self.bench))
+        weights = np.zeros((len(self.bench), len(self.bench.names)))
+        for block, fold in zip(self.blocks, self.folds, strict=True):
+            part = shares[block.held, None]
+            own = fold.own[series[block.held]]
+            weights[block.held] = (1.0 - part) * fold.weights + part * own
+        mixture = self.bench.mixed(weights)
+        if self.shifts is None:
+            return mixture
+        quantiles = mixture.quantiles.copy()
+        for block, shift in zip(self.blocks, self.shifts, strict=True):
+            scale = self.bench.scale[block.held]
+            quantiles[block.held] = apply_shift(quantiles[block.held], shift, scale)
+        return replace(mixture, quantiles=quantiles)
+
+    def owners(self) -> _Choice | None:
+        """Which series pay for weights of their own; None if those do not pay together."""
+        base = self._scores(self.base)
+        gains = {share: base - self._scores(self.forecasts(share)) for share in SHARES}
+        shares, paid = np.zeros(len(self.bench)), []
+        series = self.bench.origins.series
+        for number, block in enumerate(self.blocks):
+            others = [one for at, one in enumerate(self.blocks) if at != number]
+            share, owners = self._best(base, gains, others)
+            use = block.held & owners[series]
+            shares[use] = share
+            paid.append(float(gains[share][use].sum() / block.held.sum()))
+        error = float(np.std(paid, ddof=1)) / np.sqrt(len(paid))
+        share, owners = self._best(base, gains, self.blocks)
+        if not owners.any() or not np.mean(paid) > error:
+            return None
+        return _Choice(share, owners, self.forecasts(shares))
+
+    def _scores(self, forecasts: Backtest) -> np.ndarray:
+        return window_scores(forecasts, self.bench.series_scale, self.score)
+
+    def _best(
+        self, base: np.ndarray, gains: dict[float, np.ndarray], blocks: Sequence[Block]
+    ) -> tuple[float, np.ndarray]:
+        """The share, and the series that take it, with the largest gain on these blocks."""
+        series, seen = self.bench.origins.series, np.any([b.held for b in blocks], axis=0)
+        found: dict[float, tuple[float, np.ndarray]] = {}
+        for share, gain in gains.items():
+            held = [block.held for block in blocks]
+            owners = paying(gain, base, series, held, len(self.bench.series_scale))
+            found[share] = (float(gain[seen & owners[series]].sum()), owners)
+        best = max(found, key=lambda share: (found[share][0], -share))
+        return best, found[best][1]
+
+
+def paying(
+    gain: np.ndarray, base: np.ndarray, series: np.ndarray, held: Sequence[np.ndarray], n: int
+) -> np.ndarray:
+    """Series whose gain, shrunk towards the mean of all, is positive: bool [n].
+
+    gain, base: float64 [windows], score saved and score without it; held: the windows of each
+    block. Gains count relative to the series' own score, so that series of any size compare.
+    The spread between blocks tells how much of the spread between series is chance; that part
+    is shrunk away (Efron & Morris 1975). Series seen in fewer than two blocks do not pay.
+    """
+    each = np.full((len(held), n), np.nan)
+    level = _means(base, series, n)
+    for number, rows in enumerate(held):
+        mean = _means(gain[rows], series[rows], n)
+        each[number] = np.divide(mean, level, out=np.full(n, np.nan), where=level > 0)
+    count = np.isfinite(each).sum(axis=0)
+    known = count > 1
+    if not known.any():
+        return known
+    seen = each[:, known]
+    mean = np.nanmean(seen, axis=0)
+    noise = float(np.mean(np.nanvar(seen, axis=0, ddof=1) / count[known]))
+    spread = float(np.var(mean, ddof=1)) if len(mean) > 1 else 0.0
+    real = max(0.0, spread - noise)
+    centre = float(np.mean(mean))
+    trust = real / (real + noise) if real > 0 else 0.0
+    paid = np.zeros(n, dtype=bool)
+    paid[known] = centre + trust * (mean - centre) > 0
+    return paid
+
+
+def _means(values: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:
+    """Mean of each group, NaN where it is empty: float64 [groups]."""
+    count = np.bincount(group, minlength=groups)
+    total = np.bincount(group, values, groups)
+    return np.divide(total, count, out=np.full(groups, np.nan), where=count > 0)

@@ -1,0 +1,91 @@
+"""Steps of GRU and LSTM layers, as one call for a sequence and by hand where that is cheaper.
+
+Design choices: one network reads a sequence with torch's own layer, the fastest there is; the
+steps by hand give the same numbers and are what `torch.func.vmap` can run for many networks at
+once. When many steps begin in one state, the gates' share of the input and that of the state are
+computed once each and added by broadcasting, not once for every pair of input and state.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
+
+
+class State(NamedTuple):
+    """One layer after a sequence: hidden and cell state [n, hidden]; a GRU has no cell state."""
+
+    hidden: torch.Tensor
+    cell: torch.Tensor | None
+
+
+def read(layers: nn.RNNBase, x: torch.Tensor) -> list[State]:
+    """State of each layer after the sequences x [n, T, hidden], from a zero state."""
+    _, last = layers(x)
+    if isinstance(last, tuple):
+        return [State(h, c) for h, c in zip(*last, strict=True)]
+    return [State(h, None) for h in last]
+
+
+def read_by_hand(layers: nn.RNNBase, x: torch.Tensor) -> list[State]:
+    """As `read`, in operations that can be run for a stack of networks."""
+    states = []
+    for layer in range(layers.num_layers):
+        if layer:
+            x = functional.dropout(x, layers.dropout, layers.training)
+        ahead = _from_input(layers, layer, x)
+        zero = x.new_zeros(len(x), layers.hidden_size)
+        state = State(zero, zero if isinstance(layers, nn.LSTM) else None)
+        outputs = []
+        for step in range(x.shape[1]):
+            state = _step(ahead[:, step], _from_state(layers, layer, state.hidden), state)
+            outputs.append(state.hidden)
+        x = torch.stack(outputs, dim=1) if layer + 1 < layers.num_layers else x
+        states.append(state)
+    return states
+
+
+def step_from(layers: nn.RNNBase, x: torch.Tensor, states: list[State]) -> torch.Tensor:
+    """One step for every input, each from the same state of its window.
+
+    x: [n, k, hidden], or [1, k, hidden] if all windows share the inputs; states: [n, hidden]
+    each. Returns the last layer's output [n, k, hidden].
+    """
+    for layer, (hidden, cell) in enumerate(states):
+        if layer:
+            x = functional.dropout(x, layers.dropout, layers.training)
+        spread = State(hidden[:, None], None if cell is None else cell[:, None])
+        x = _step(
+            _from_input(layers, layer, x), _from_state(layers, layer, hidden)[:, None], spread
+        ).hidden
+    return x
+
+
+def _from_input(layers: nn.RNNBase, layer: int, x: torch.Tensor) -> torch.Tensor:
+    weight, bias = (getattr(layers, f"{name}_ih_l{layer}") for name in ("weight", "bias"))
+    flat = functional.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+    return flat.reshape(*x.shape[:-1], -1)
+
+
+def _from_state(layers: nn.RNNBase, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+    weight, bias = (getattr(layers, f"{name}_hh_l{layer}") for name in ("weight", "bias"))
+    return functional.linear(hidden, weight, bias)
+
+
+def _step(ahead: torch.Tensor, back: torch.Tensor, state: State) -> State:
+    """ahead, back: the gates' shares of input and state, [..., 3 or 4 times hidden]."""
+    size = state.hidden.shape[-1]
+    if state.cell is None:
+        gates = torch.sigmoid(ahead[..., : 2 * size] + back[..., : 2 * size])
+        reset, keep = gates[..., :size], gates[..., size:]
+        new = torch.tanh(ahead[..., 2 * size :] + reset * back[..., 2 * size :])
+        return State(new + keep * (state.hidden - new), None)
+    gates = ahead + back
+    let_in, keep, out = (torch.sigmoid(gates[..., at * size : (at + 1) * size]) for at in (0, 1, 3))
+    cell = keep * state.cell + let_in * torch.tanh(gates[..., 2 * size : 3 * size])
+    return State(out * torch.tanh(cell), cell)

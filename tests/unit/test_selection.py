@@ -1,0 +1,180 @@
+"""Weights are honest: never worse where they are learned, judged where they are not."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flts_ray.config import Score
+from flts_ray.evaluate import selection
+from flts_ray.evaluate.bench import Errors
+from flts_ray.evaluate.metrics import window_scores
+from flts_ray.evaluate.selection import greedy, learn, paying, select, time_blocks
+from tests.unit.test_bench import STEP_US, noisy_bench
+
+NO_OVERLAP = 4 * STEP_US
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    noise=st.lists(st.floats(0.2, 3.0), min_size=2, max_size=5),
+    score=st.sampled_from(get_args(Score)),
+    most=st.integers(1, 4),
+    seed=st.integers(0, 5),
+)
+def test_a_bag_is_never_worse_than_the_best_single_model(
+    noise: list[float], score: Score, most: int, seed: int
+) -> None:
+    bench = noisy_bench(np.array(noise)[:, None].repeat(2, 1), n=15, seed=seed)
+    errors = Errors.of(bench, score)
+    group = bench.origins.series
+    found = greedy(errors, group, 2, np.arange(len(noise)), most)
+    assert (found >= 0).all()
+    np.testing.assert_allclose(found.sum(axis=1), 1.0)
+    assert ((found > 0).sum(axis=1) <= most).all()
+    alone = np.min([errors.loss(one, group, 2) for one in errors.values], axis=0)
+    rows = found[group].T[:, :, None, None].astype(np.float32)
+    mixed = errors.loss((rows * errors.values).sum(axis=0), group, 2)
+    assert (mixed <= alone * (1 + 1e-5)).all()
+
+
+def test_independent_misses_share_the_weight_and_a_bad_model_gets_none() -> None:
+    bench = noisy_bench(np.array([[1.0], [1.0], [1.0], [9.0]]), n=400)
+    errors = Errors.of(bench, "rmse")
+    weights = greedy(errors, np.zeros(400, np.int64), 1, np.arange(4), 4)[0]
+    np.testing.assert_allclose(weights[:3], 1 / 3, atol=0.08)
+    assert weights[3] < 0.03
+
+
+def test_only_the_pool_is_drawn_from() -> None:
+    bench = noisy_bench(np.array([[0.1], [1.0], [1.0]]))
+    errors = Errors.of(bench, "mae")
+    weights = greedy(errors, np.zeros(60, np.int64), 1, np.array([1, 2]), 4)[0]
+    assert weights[0] == 0
+    assert (weights[1:] > 0).all()
+
+
+def test_blocks_cover_all_windows_and_share_no_value_with_what_is_learned_from() -> None:
+    origin_us = np.tile(np.arange(0, 500, 5), 2) * STEP_US
+    blocks = time_blocks(origin_us, 20 * STEP_US)
+    assert len(blocks) == selection.BLOCKS
+    assert (np.sum([block.held for block in blocks], axis=0) == 1).all()
+    for block in blocks:
+        held, train = origin_us[block.held], origin_us[block.train]
+        assert np.abs(held[:, None] - train).min() >= 20 * STEP_US
+    assert time_blocks(origin_us, 500 * STEP_US) == []
+    assert time_blocks(origin_us[:1], STEP_US) == []
+
+
+def test_a_series_with_few_windows_keeps_the_weights_of_all() -> None:
+    bench = noisy_bench(np.array([[0.2, 2.0], [2.0, 0.2]]))
+    errors, series = Errors.of(bench, "mase"), bench.origins.series
+    found = learn(errors, series, 3, 2, own=True)
+    assert found.own[0, 0] > 0.8
+    assert found.own[1, 1] > 0.8
+    np.testing.assert_array_equal(found.own[2], found.weights)
+    alone = learn(errors, series, 3, 2, own=False)
+    np.testing.assert_array_equal(alone.own, np.stack([found.weights] * 3))
+
+
+def test_series_that_differ_get_weights_of_their_own() -> None:
+    bench = noisy_bench(np.array([[0.3, 1.5, 0.3], [1.5, 0.3, 1.5]]), n=200)
+    found = select(bench, "scaled_pinball", 4, NO_OVERLAP, per_series=True)
+    assert found is not None
+    assert found.owners.all()
+    assert found.own[1, 1] > 0.7
+    assert found.own[0, 0] > found.weights[0]
+    np.testing.assert_allclose(found.own.sum(axis=1), 1.0)
+    shared = select(bench, "scaled_pinball", 4, NO_OVERLAP, per_series=False)
+    assert shared is not None
+    assert not shared.owners.any()
+    scores = [
+        window_scores(one.judged, bench.series_scale, "scaled_pinball").mean()
+        for one in (found, shared)
+    ]
+    assert scores[0] < scores[1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_series_keep_the_weights_of_all(seed: int) -> None:
+    bench = noisy_bench(np.ones((3, 8)), n=100, seed=seed)
+    found = select(bench, "rmse", 4, NO_OVERLAP, per_series=True)
+    assert found is not None
+    assert found.owners.sum() <= 1
+
+
+def test_what_is_reported_was_learned_without_the_block() -> None:
+    """A model that is perfect in one block alone wins nothing there."""
+    bench = noisy_bench(np.array([[1.0], [1.0]]), n=100, gaps=0.0)
+    late = bench.origin_us >= np.quantile(bench.origin_us, 0.85)
+    second = bench.backtests[1]
+    second.mean[late] = second.actual[late]
+    second.quantiles[late] = second.actual[late][..., None]
+    found = select(bench, "rmse", 2, NO_OVERLAP, per_series=False)
+    assert found is not None
+    edge = time_blocks(bench.origin_us, NO_OVERLAP)[-1]
+    errors = Errors.of(bench, "rmse").part(edge.train)
+    seen = errors.values.shape[1]
+    weights = greedy(errors, np.zeros(seen, np.int64), 1, np.arange(2), 2)[0]
+    expected = bench.mixed(weights).mean[edge.held]
+    np.testing.assert_allclose(found.judged.mean[edge.held], expected)
+    assert found.weights[1] > weights[1]
+
+
+def test_too_narrow_bands_are_widened_only_where_that_holds_on_other_blocks() -> None:
+    bench = noisy_bench(np.array([[1.0], [1.0]]), n=300)
+    assert np.abs(select_shift(bench)).max() < 0.35
+    for one in bench.backtests:
+        centre = one.mean[..., None]
+        one.quantiles[:] = centre + 0.2 * (one.quantiles - centre)
+    shift = select_shift(bench)
+    assert (shift[:, 0] < -0.5).all()
+    assert (shift[:, -1] > 0.5).all()
+
+
+def select_shift(bench: selection.Bench) -> np.ndarray:
+    found = select(bench, "scaled_pinball", 2, NO_OVERLAP, per_series=False)
+    assert found is not None
+    return found.shift
+
+
+def test_too_short_a_time_gives_nothing() -> None:
+    bench = noisy_bench(np.ones((2, 1)))
+    assert select(bench, "mae", 2, 60 * STEP_US, per_series=True) is None
+
+
+def test_one_model_that_is_best_everywhere_stays_single() -> None:
+    bench = noisy_bench(np.array([[0.05], [5.0]]), n=200)
+    found = select(bench, "mae", 2, NO_OVERLAP, per_series=True)
+    assert found is not None
+    assert found.single
+
+
+def gains(mean: np.ndarray, noise: float, seed: int = 0) -> np.ndarray:
+    """Series that pay, if each block's gains are the mean and noise."""
+    rng = np.random.default_rng(seed)
+    blocks, n = 5, len(mean)
+    series = np.tile(np.arange(n), blocks)
+    block = np.repeat(np.arange(blocks), n)
+    gain = mean[series] + noise * rng.standard_normal(len(series))
+    held = [block == b for b in range(blocks)]
+    return paying(gain, np.ones(len(series)), series, held, n)
+
+
+def test_gains_are_shrunk_towards_the_mean_of_all() -> None:
+    mixed = np.array([0.2, 0.2, -0.2, -0.2])
+    assert gains(mixed, 0.01).tolist() == [True, True, False, False]
+    few = np.r_[-0.05, np.full(29, 0.05)]
+    assert gains(few, 0.3, seed=1)[0] == gains(few, 0.3, seed=1)[1]
+    assert not gains(np.full(20, -0.05), 0.1).any()
+    assert gains(np.full(20, 0.05), 0.1).all()
+
+
+def test_a_series_seen_in_one_block_does_not_pay() -> None:
+    series = np.array([0, 0, 1])
+    held = [np.array([True, False, True]), np.array([False, True, False])]
+    assert paying(np.ones(3), np.ones(3), series, held, 2).tolist() == [True, False]
