@@ -105,9 +105,11 @@ def prepare(
 ) -> None:
     """Repair, split and describe the input; done at once if nothing changed."""
     loaded = load(config, overrides)
+    from flts_ray.jobs.up import adopt_local
     from flts_ray.pipeline import run_prepare
     from flts_ray.report import quarantine_table
 
+    adopt_local(loaded)
     with say() as narrator:
         prepared = run_prepare(loaded, narrator, force=force)
     if prepared.manifest.quarantine:
@@ -195,7 +197,9 @@ def rollback(
             done = rollback_series(services, series, to, datetime.now(UTC), reason)
             print(f"champion is version {done.version.version}: {done.entry.reason}")
             return
-        entry = services.registry().rollback(datetime.now(UTC), reason)
+        from flts_ray.promote import roll_back
+
+        entry = roll_back(services, datetime.now(UTC), reason)
     print(f"champion is version {entry.champion}, previous is version {entry.previous}")
 
 
@@ -207,10 +211,12 @@ def history(
 ) -> None:
     """List promotions, rollbacks and the decisions behind them."""
     loaded = load(config, overrides)
+    from flts_ray.jobs.up import adopt_local
     from flts_ray.promotions import PromotionLog
     from flts_ray.report import history_lines, history_table
     from flts_ray.store import Store
 
+    adopt_local(loaded)
     entries = PromotionLog(Store.open(loaded.root), loaded.name).entries()
     if as_json:
         for line in history_lines(entries):
@@ -308,7 +314,7 @@ def demo(
         bool, typer.Option("--exit", help="Leave after the forecast instead of serving on.")
     ] = False,
 ) -> None:
-    """A year of electricity demand: prepare, tune, judge, promote, serve, one forecast."""
+    """A year of electricity demand: stream, store, tune, judge, promote, serve, one forecast."""
     loaded = load(config, overrides)
     from flts_ray.jobs.demo import run_demo
 

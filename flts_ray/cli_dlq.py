@@ -103,6 +103,12 @@ def replay(
 
     done = send(loaded, brokers_of(loaded), which, force=force)
     print(f"{done.sent} sent, {done.skipped} were sent before")
+    if done.refused:
+        named = ", ".join(done.refused[:10]) + (", ..." if len(done.refused) > 10 else "")
+        tell(plain(
+            f"the broker does not take {len(done.refused)}: {named}; raise what it takes "
+            "(max.message.bytes), or forget them with `flts dlq purge`"
+        ))  # fmt: skip
     if done.waiting:
         tell(plain(f"{len(done.waiting)} are being sent by another command; repeat later"))
 
@@ -131,6 +137,8 @@ def purge(
     done = hide(loaded, which, brokers)
     freed = "" if done.messages is None else f", {done.messages} messages freed in the topic"
     print(f"{done.letters} purged{freed}")
+    if done.away is not None:
+        tell(plain(f"nothing freed in the topic: {done.away}; purge again when the broker is back"))
 
 
 def _stored(config: ConfigOption, overrides: SetOption) -> Config:

@@ -38,7 +38,7 @@ ingest = group(
 )
 CompactEvery = Annotated[
     float | None,
-    typer.Option("--compact-every", min=1, metavar="S", help="Compact every S seconds."),
+    typer.Option("--compact-every", min=1, metavar="S", help="Compact and sweep every S seconds."),
 ]
 
 
@@ -147,17 +147,29 @@ def _show(found: Verified) -> None:
     print("no problem found")
 
 
-@ingest.command(epilog="Example: [cyan]flts ingest compact -c flts.yaml[/]")
-def compact(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
+@ingest.command(
+    epilog="Example: [cyan]flts ingest compact -c flts.yaml[/]"
+    "\n\nExample: [cyan]flts ingest compact --sweep[/]"
+)
+def compact(
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    sweep: Annotated[
+        bool,
+        typer.Option(
+            "--sweep", help="Remove files a day old that none of the newest 10 snapshots has."
+        ),
+    ] = False,
+) -> None:
     """Add what was stored since the last time to the table that `data.snapshot` reads."""
-    _compact(load(config, overrides))
+    _compact(load(config, overrides), sweep)
 
 
-def _compact(config: Config) -> None:
+def _compact(config: Config, sweep: bool = False) -> None:
     from flts_ray.jobs.ingest_check import compact_stream
 
     with say() as narrator:
-        made = compact_stream(config, narrator.stage)
+        made = compact_stream(config, narrator.stage, sweep)
     print(made)
 
 

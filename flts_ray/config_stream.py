@@ -32,9 +32,11 @@ class StreamConfig(Section):
     generation: int = Field(0, ge=0)
     """Raise it after re-creating the topic on a broker that gives topics no identity."""
     max_message_bytes: int = Field(2**20, ge=100)
-    """Larger messages become dead letters without being parsed."""
+    """Messages with more bytes of value, key and headers become dead letters without being parsed;
+    they are kept as they came up to 16 MiB, of larger ones the first 16 MiB."""
     claims: dict[str, Address] = {}
-    """Bucket name in a claim-check message to the store it means; others are refused."""
+    """Bucket name in a claim-check message to the store it means; others are refused. The keys of
+    the store must allow to list it: else a missing object and missing rights look the same."""
     max_claim_bytes: int = Field(2**30, ge=1024)
 
     @model_validator(mode="after")
@@ -55,12 +57,13 @@ class IngestConfig(Section):
     ownership: Literal["assign", "subscribe"] = "assign"
     """`subscribe`: the broker's group protocol shares the partitions out (cooperative-sticky)."""
     segment_rows: int = Field(1_000_000, ge=1)
-    segment_bytes: int = Field(128 * 2**20, ge=1)
-    """Bytes of message values in one segment."""
+    segment_bytes: int = Field(128 * 2**20, ge=1, le=2**29)
+    """Bytes of messages, or of their rows in memory, in one segment; a little more may come."""
     segment_age_s: float = Field(30.0, gt=0)
     """A segment is closed this long after its first message, however few there are."""
     buffer_bytes: int = Field(256 * 2**20, ge=1)
-    """Bytes of message values an actor holds; full, it pauses its partitions until half."""
+    """Bytes of messages or rows an actor holds; full, it pauses its partitions until half. The rows
+    of one claimed object may need no more."""
     poll_records: int = Field(20_000, ge=1)
     store_patience_s: float = Field(600.0, gt=0)
     """An actor gives up, and is started again, when the store is away for longer."""

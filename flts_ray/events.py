@@ -8,8 +8,8 @@ did. Its fields, by topic:
 - `training-data`: bucket, object, config_hash, identifier, v
 - `model-training`: model_type, config_hash, run_id, experiment, status (RUNNING, SUCCESS, FAILED),
   identifier; new: error, trial, study_run (a study as a whole has no trial and is its own run)
-- `model-selected`: run_id, model_uri, model_type, config_hash, score, identifier; new: version,
-  previous
+- `model-selected`: run_id, model_uri, model_type, config_hash, score (null after a rollback, which
+  judges nothing), identifier; new: version, previous, entry (its number in the history)
 
 All but the new ones have the names that older consumers expect. `identifier`, which is the key of
 the message too, is the model's name.
@@ -48,7 +48,7 @@ TOLD_AGAIN_S = 60.0
 _SAME: Mapping[Kind, tuple[str, ...]] = {
     "training-data": ("bucket", "object", "config_hash"),
     "model-training": ("study_run", "trial", "status"),
-    "model-selected": ("run_id", "version", "previous"),
+    "model-selected": ("run_id", "version", "previous", "entry"),
 }
 """What makes two events of a kind the same one."""
 

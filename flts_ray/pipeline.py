@@ -142,9 +142,12 @@ def train(
         runs.log_json(parent, verdict.record(version), "decision")
         table = comparison_table(boards(judged, champion), config.judge.score)
         runs.log_table(parent, table, "candidates")
-        promoted = already or conclude(services.registry(), verdict, version, now, narrator)
-    if promoted and not already:
-        tell_selected(config, services, version, candidate, verdict.expected)
+        entry = None
+        if not already:
+            entry = conclude(services.registry(), verdict, version, now, narrator)
+    if entry is not None:
+        tell_selected(services, version, entry, candidate.board.overall[config.judge.score])
+    promoted = already or entry is not None
     return TrainReport(prepared, study, judged, champion, verdict.decision, version, promoted)
 
 

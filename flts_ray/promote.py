@@ -35,6 +35,7 @@ from flts_ray.models.base import Compute, Task, fit_fully, forecaster
 from flts_ray.panel import steps_after
 from flts_ray.prepare.arrays import SeriesArrays, windows_at
 from flts_ray.prepare.loading import PreparedSet, open_prepared
+from flts_ray.promotions import Entry
 from flts_ray.registry import ModelVersion, Registry
 from flts_ray.serve.parity import ParityResult, check_parity
 from flts_ray.services import Narrator, Services
@@ -210,8 +211,8 @@ def parity_of(config: Config, data: SeriesArrays, candidate: Judged) -> ParityRe
 
 def conclude(
     registry: Registry, verdict: Verdict, version: ModelVersion, now: datetime, narrator: Narrator
-) -> bool:
-    """Promote what was accepted; keep every other decision. Returns whether it was promoted.
+) -> Entry | None:
+    """Promote what was accepted; keep every other decision. None if it was not promoted.
 
     Raises Conflict if the champion is not the one of the verdict any more.
     """
@@ -224,35 +225,50 @@ def conclude(
             + (found.reason or f"at most {found.max_relative_difference:.1g} relative difference"),
         )
     if verdict.decision.accepted:
-        registry.promote(version.version, record, verdict.expected, now)
+        entry = registry.promote(version.version, record, verdict.expected, now)
         narrator.step("Promoted", f"{title(version)} is champion")
-        return True
+        return entry
     key = registry.record_decision(record)
     narrator.step("Refused", f"{title(version)}; the decision is kept as {key}")
     if verdict.may_challenge and registry.challenger() != version:
         registry.set_challenger(version.version, now)
         narrator.step("Named", f"{title(version)} is challenger")
-    return False
+    return None
 
 
 def tell_selected(
-    config: Config,
-    services: Services,
-    version: ModelVersion,
-    judged: Judged,
-    previous: int | None,
+    services: Services, version: ModelVersion, entry: Entry, score: float | None = None
 ) -> None:
-    """Publish that a version is champion now, in place of `previous`."""
+    """Publish that a version is champion now, by an entry of the log.
+
+    score: of the test span; None where nobody judged it.
+    """
+    config = services.config
     about = {
         "run_id": version.run_id,
         "model_uri": f"models:/{config.name}/{version.version}",
         "model_type": version.kind,
         "config_hash": config.digest(),
-        "score": judged.board.overall[config.judge.score],
+        "score": score,
         "version": version.version,
-        "previous": previous,
+        "previous": entry.previous,
+        "entry": entry.n,
     }
     services.events.publish("model-selected", about)
+
+
+def roll_back(services: Services, now: datetime, reason: str) -> Entry:
+    """Make the previous champion champion again, and tell of it.
+
+    Raises Unavailable if there is no previous champion, Conflict if the champion changed meanwhile.
+    """
+    registry = services.registry()
+    entry = registry.rollback(now, reason)
+    champion = registry.champion()
+    # Whoever promoted since then has told of that.
+    if champion is not None and champion.version == entry.champion:
+        tell_selected(services, champion, entry)
+    return entry
 
 
 def promote_version(
@@ -282,9 +298,10 @@ def promote_version(
     decision = decide(config, data, candidate, champion, judged, now)
     objection = seen_test_span(version, prepared, data)
     verdict = verdict_on(config, data, candidate, champion, decision, objection)
-    if not conclude(registry, verdict, version, now, narrator):
+    entry = conclude(registry, verdict, version, now, narrator)
+    if entry is None:
         raise GateRefused(verdict.decision.reason)
-    tell_selected(config, services, version, candidate, verdict.expected)
+    tell_selected(services, version, entry, candidate.board.overall[config.judge.score])
     return Promotion(n, verdict.decision.reason)
 
 

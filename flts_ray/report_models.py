@@ -1,11 +1,12 @@
 """The tables a person reads of versions: what differs, and who serves a series.
 
-Design choices: as in `report.py`; long lists end with a count of the rest, `--json` has them all.
+Design choices: as in `report.py`; a weight is that of the quantiles, followed by that of the mean
+where it is another; long lists end with a count of the rest, `--json` has them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -13,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flts_ray.jobs.diff import SeriesChange, Served, VersionDiff
+from flts_ray.jobs.diff import Row, SeriesChange, Served, VersionDiff
 
 LONGEST = 20
 
@@ -52,12 +53,12 @@ def served_table(series: str, found: Sequence[Served], score: str) -> Table:
     return table
 
 
-def members_text(members: Mapping[str, float]) -> str:
+def members_text(members: Row) -> str:
     """Members and their weights, largest first."""
-    ranked = sorted(members.items(), key=lambda one: (-one[1], one[0]))
+    ranked = sorted(members.items(), key=lambda one: (-one[1][0], one[0]))
     if len(ranked) == 1:
         return ranked[0][0]
-    return " + ".join(f"{name} {weight:.2f}" for name, weight in ranked)
+    return " + ".join(f"{name} {_share(weight)}" for name, weight in ranked)
 
 
 def _heads(found: VersionDiff) -> list[str]:
@@ -109,8 +110,11 @@ def _named(version: tuple[int, str]) -> str:
     return f"version {version[0]} ({version[1]})"
 
 
-def _share(weight: float | None) -> str:
-    return "-" if weight is None else f"{weight:.2f}"
+def _share(weight: tuple[float, float] | None) -> str:
+    if weight is None:
+        return "-"
+    level, mean = (f"{one:.2f}" for one in weight)
+    return level if level == mean else f"{level} (mean {mean})"
 
 
 def _score(value: float | None) -> str:

@@ -6,7 +6,6 @@ Design choices: as in `report.py`; a number that nobody knows is a question mark
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from rich import box
@@ -103,10 +102,11 @@ def letters_table(letters: Sequence[Letter]) -> Table:
     table.add_column("bytes", justify="right", no_wrap=True)
     table.add_column("detail", overflow="fold")
     for one in letters:
-        arrived = datetime.fromtimestamp(max(one.timestamp_ms, 0) / 1000, UTC)
+        moment = one.arrived
+        arrived = f"{one.timestamp_ms} ms" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S}"
         detail = "".join(c if c.isprintable() else "?" for c in one.detail)
         table.add_row(
-            one.id, f"{arrived:%Y-%m-%d %H:%M:%S}", one.code, f"{len(one.raw or b''):,}",
+            one.id, arrived, one.code, f"{len(one.raw or b''):,}",
             Text(detail),
         )  # fmt: skip
     return table

@@ -24,9 +24,26 @@ from pyarrow import fs
 from flts_ray.atomic_files import PART, appearing, create_new
 from flts_ray.errors import ConfigError, DataError, Unavailable
 from flts_ray.s3_clients import object_client, scan_filesystem
-from flts_ray.store_errors import NotFound, explained, hidden_folder, local, vanishing
+from flts_ray.store_errors import (
+    Denied,
+    NotFound,
+    explained,
+    hidden_folder,
+    is_file,
+    local,
+    vanishing,
+)
 
-__all__ = ["BucketStore", "Created", "Exists", "FolderStore", "NotFound", "ObjectInfo", "Store"]
+__all__ = [
+    "BucketStore",
+    "Created",
+    "Denied",
+    "Exists",
+    "FolderStore",
+    "NotFound",
+    "ObjectInfo",
+    "Store",
+]
 
 
 @dataclass(frozen=True)
@@ -68,7 +85,8 @@ def confined(key: str) -> str:
 
 
 class Store(ABC):
-    """Bytes under keys. Errors: NotFound (no such key), Unavailable (the store cannot be used)."""
+    """Bytes under keys. Errors: NotFound (no such key), Unavailable (the store cannot be used),
+    of which Denied is an answer: the store refuses this request."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -215,13 +233,13 @@ class FolderStore(Store):
 
     def head(self, key: str) -> ObjectInfo:
         path = self._path(key)
-        if not path.is_file():
+        if not is_file(path):
             raise NotFound(f"{path}: nothing is stored there; check the address")
         with local(path):
             return ObjectInfo(key, path.stat().st_size)
 
     def exists(self, key: str) -> bool:
-        return self._path(key).is_file()
+        return is_file(self._path(key))
 
     def list(self, prefix: str = "", after: str | None = None) -> list[ObjectInfo]:
         base = self._path(prefix) if prefix else self._folder
@@ -274,7 +292,7 @@ class BucketStore(Store):
     ) -> Created | Exists:
         named = {"attributes": dict(metadata)} if metadata else {}
         try:
-            with explained(self.uri(key)):
+            with explained(self.uri(key), taken=True):
                 # Multipart uploads ignore the condition on some servers.
                 obstore.put(self._client, key, data, mode="create", use_multipart=False, **named)
         except refused.AlreadyExistsError:

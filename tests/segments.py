@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from flts_ray.ingest.segment import Batch, SegmentInfo, encode, metadata_of, segment_schema
-from flts_ray.store import Created, Store
+from flts_ray.store import Created, FolderStore, ObjectInfo, Store
 
 TOPIC, EPOCH = "load", "0123456789abcdef"
 SCHEMA = segment_schema({"temp": "past", "site": "static"})
@@ -79,3 +79,14 @@ def stored(store: Store, begin: int, end: int, partition: int = 0) -> SegmentInf
     data, info = segment(begin, end, partition=partition)
     assert isinstance(store.put_new(info.key, data, metadata_of(info)), Created)
     return info
+
+
+class Racing(FolderStore):
+    """A folder whose listings had passed these segments' places before they were stored."""
+
+    def __init__(self, root: str, *begins: int) -> None:
+        super().__init__(root)
+        self.missed = tuple(f"{begin:020d}.parquet" for begin in begins)
+
+    def list(self, prefix: str = "", after: str | None = None) -> list[ObjectInfo]:
+        return [one for one in super().list(prefix, after) if not one.key.endswith(self.missed)]

@@ -45,16 +45,21 @@ class Bench:
     def __len__(self) -> int:
         return len(self.backtests[0])
 
-    def mixed(self, weights: np.ndarray) -> Backtest:
-        """The forecasts of a mixture; weights: float64 [M], or [n, M] for one row a window."""
-        rows = np.broadcast_to(weights, (len(self), len(self.names)))
+    def mixed(self, weights: np.ndarray, mean_weights: np.ndarray | None = None) -> Backtest:
+        """The forecasts of a mixture of quantiles and (with the same weights if None) of means.
+
+        Weights: float64 [M], or [n, M] for one row a window.
+        """
+        shape = (len(self), len(self.names))
+        level = np.broadcast_to(weights, shape)
+        centre = level if mean_weights is None else np.broadcast_to(mean_weights, shape)
         first = self.backtests[0]
         mean, quantiles = np.zeros_like(first.mean), np.zeros_like(first.quantiles)
         for number, one in enumerate(self.backtests):
-            share = rows[:, number, None]
-            if share.any():
-                mean += share * one.mean
-                quantiles += share[..., None] * one.quantiles
+            if centre[:, number].any():
+                mean += centre[:, number, None] * one.mean
+            if level[:, number].any():
+                quantiles += level[:, number, None, None] * one.quantiles
         return replace(first, mean=mean, quantiles=quantiles)
 
 
@@ -87,7 +92,8 @@ class Errors:
     observed: np.ndarray
 
     @classmethod
-    def of(cls, bench: Bench, score: Score) -> Errors:
+    def of(cls, bench: Bench, score: Score, *, scaled: bool = False) -> Errors:
+        """scaled: squared errors of `rmse` in units of the series, so that all count alike."""
         first = bench.backtests[0]
         known = np.isfinite(first.actual)
         values = [
@@ -97,7 +103,7 @@ class Errors:
         ]
         over = bench.scale / bench.series_scale[bench.origins.series]
         units = {
-            "rmse": [bench.scale**2],
+            "rmse": [over**2 if scaled else bench.scale**2],
             "composite": [over**2, over],
             "scaled_pinball": [over],
             "mase": [over],

@@ -7,7 +7,9 @@ on both sides, so a blend cannot win by fitting its weights; a series gets weigh
 shrunk towards those of all by a share chosen on the blocks, only if its gain, itself shrunk
 towards the mean gain of all series with the blocks as replicates (empirical Bayes, Efron & Morris
 1975), is positive, and only if all those gains together exceed their standard error (Breiman et
-al. 1984); quantiles are calibrated again if that helps on the blocks.
+al. 1984); quantiles are calibrated again if that helps on the blocks. What the score does not
+read is not left to chance: means are then chosen by squared errors, quantiles by pinball loss,
+for all series alike.
 """
 
 from __future__ import annotations
@@ -39,22 +41,23 @@ MIN_OWN_WINDOWS = 20
 class Selection:
     """What was chosen.
 
-    weights: float64 [M], of every series without a row of its own. own: float64 [S, M], and
-    owners: bool [S], which of those rows are used. shift: float64 [H, Q] as `fit_shift` gives
-    it, zero if calibrating again does not help. judged: forecasts of every window by weights
-    (and corrections) that were learned without its block.
+    weights, mean_weights: float64 [1 + k, M], of quantiles and of means; row 0 of all series
+    without a row of their own. row_of_series: int64 [S]. shift: float64 [H, Q] as `fit_shift`
+    gives it, zero if calibrating again does not help. judged: forecasts of every window by
+    weights (and corrections) that were learned without its block.
     """
 
     weights: np.ndarray
-    own: np.ndarray
-    owners: np.ndarray
+    mean_weights: np.ndarray
+    row_of_series: np.ndarray
     shift: np.ndarray
     judged: Backtest
 
     @property
     def single(self) -> bool:
         """True if one member serves every series."""
-        return int((self.weights > 0).sum()) == 1 and not self.owners.any()
+        used = (self.weights > 0).any(axis=0) | (self.mean_weights > 0).any(axis=0)
+        return int(used.sum()) == 1
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,36 @@ class Block:
 
 @dataclass(frozen=True)
 class Learned:
-    """weights: float64 [M], of all series; own: float64 [S, M], of each, unshrunk."""
+    """weights: float64 [M], of all series, for what the score reads; own: float64 [S, M], of
+    each series, unshrunk; other: float64 [M], for what the score does not read."""
 
     weights: np.ndarray
     own: np.ndarray
+    other: np.ndarray
 
-    def shared(self, share: float) -> np.ndarray:
-        """Rows with a share of the series' own weights, float64 [S, M]."""
-        return (1.0 - share) * self.weights + share * self.own
+
+@dataclass(frozen=True)
+class Reads:
+    """Which part of a forecast the score reads, and the errors from which weights are learned."""
+
+    score: Score
+    errors: Errors
+    others: Errors | None
+
+    @classmethod
+    def of(cls, bench: Bench, score: Score) -> Reads:
+        errors = Errors.of(bench, score)
+        if score == "composite":  # reads the mean and the median
+            return cls(score, errors, None)
+        rest: Score = "scaled_pinball" if score == "rmse" else "rmse"
+        return cls(score, errors, Errors.of(bench, rest, scaled=True))
+
+    def parted(self, read: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of quantiles and of means; `other` for the part that is not read."""
+        if self.others is None:
+            return read, read
+        other = np.broadcast_to(other, read.shape)
+        return (other, read) if self.score == "rmse" else (read, other)
 
 
 def select(
@@ -88,26 +113,28 @@ def select(
     blocks = time_blocks(bench.origin_us, horizon_us)
     if not blocks:
         return None
-    errors, series = Errors.of(bench, score), bench.origins.series
-    own = per_series and len(bench.series_scale) > 1
+    reads, series, n = Reads.of(bench, score), bench.origins.series, len(bench.series_scale)
+    own, everywhere = per_series and n > 1, np.ones(len(bench), dtype=bool)
 
     def learned_on(rows: np.ndarray) -> Learned:
-        return learn(errors.part(rows), series[rows], len(bench.series_scale), max_members, own)
+        return learn(reads, rows, series, n, max_members, own)
 
     folds = [learned_on(block.train) for block in blocks]
-    whole = learned_on(np.ones(len(bench), dtype=bool))
-    trials = _Trials(bench, score, blocks, folds, _shifts(bench, blocks, folds))
+    whole = learned_on(everywhere)
+    trials = _Trials(bench, reads, blocks, folds)
     choice = trials.owners() if own else None
-    rows = whole.weights[None].repeat(len(whole.own), axis=0)
-    owners = np.zeros(len(rows), dtype=bool)
+    rows, row_of_series = whole.weights[None], np.zeros(n, np.int64)
     if choice is not None:
-        owners = choice.owners
-        rows = np.where(owners[:, None], whole.shared(choice.share), rows)
+        owners = np.flatnonzero(choice.owners)
+        row_of_series[owners] = np.arange(1, len(owners) + 1)
+        mixed = (1.0 - choice.share) * whole.weights + choice.share * whole.own[owners]
+        rows = np.concatenate([rows, mixed])
+    weights, mean_weights = reads.parted(rows, whole.other)
     shift = np.zeros(bench.backtests[0].quantiles.shape[1:])
     if trials.shifts is not None:
-        shift = _shift_of(bench, bench.mixed(rows[series]), np.ones(len(bench), dtype=bool))
+        shift = _shift_of(bench, bench.mixed(weights[row_of_series[series]]), everywhere)
     judged = trials.base if choice is None else choice.judged
-    return Selection(whole.weights, rows, owners, shift, judged)
+    return Selection(weights, mean_weights, row_of_series, shift, judged)
 
 
 def time_blocks(origin_us: np.ndarray, horizon_us: int) -> list[Block]:
@@ -128,24 +155,28 @@ def time_blocks(origin_us: np.ndarray, horizon_us: int) -> list[Block]:
 
 
 def learn(
-    errors: Errors, series: np.ndarray, n_series: int, max_members: int, own: bool
+    reads: Reads, rows: np.ndarray, series: np.ndarray, n_series: int, max_members: int, own: bool
 ) -> Learned:
-    """Weights of all series together, and (if `own`) of each for itself.
+    """Weights of all series together, and (if `own`) of each for itself, on some windows.
 
-    series: int64 [n], of each window. Series with few windows keep the weights of all. Single
-    series draw from the members of all, and further ones as long as there is room.
+    rows: bool [n], the windows; series: int64 [n], of each window. Series with few windows keep
+    the weights of all. Single series, and what the score does not read, draw from the members
+    of all, and from further ones as long as there is room.
     """
+    errors, series = reads.errors.part(rows), series[rows]
     everyone = np.zeros(len(series), dtype=np.int64)
     weights = greedy(errors, everyone, 1, np.arange(len(errors.values)), max_members)[0]
-    rows = weights[None].repeat(n_series, axis=0)
+    alone = [errors.loss(one, everyone, 1)[0] for one in errors.values]
+    order = sorted(range(len(alone)), key=lambda m: (weights[m] == 0, alone[m]))
+    pool = np.sort(order[:max_members])
+    other = weights
+    if reads.others is not None:
+        other = greedy(reads.others.part(rows), everyone, 1, pool, max_members)[0]
+    table = weights[None].repeat(n_series, axis=0)
     enough = np.bincount(series, minlength=n_series) >= MIN_OWN_WINDOWS
     if own and enough.any():
-        alone = [errors.loss(one, everyone, 1)[0] for one in errors.values]
-        order = sorted(range(len(alone)), key=lambda m: (weights[m] == 0, alone[m]))
-        pool = np.sort(order[:max_members])
-        found = greedy(errors, series, n_series, pool, max_members)
-        rows[enough] = found[enough]
-    return Learned(weights, rows)
+        table[enough] = greedy(errors, series, n_series, pool, max_members)[enough]
+    return Learned(weights, table, other)
 
 
 def greedy(
@@ -186,23 +217,6 @@ def _shift_of(bench: Bench, mixture: Backtest, rows: np.ndarray) -> np.ndarray:
     )
 
 
-def _shifts(
-    bench: Bench, blocks: Sequence[Block], folds: Sequence[Learned]
-) -> list[np.ndarray] | None:
-    """Corrections of the quantiles, one a block, [H, Q]; None where they do not help."""
-    shifts, before, after = [], 0.0, 0.0
-    for block, fold in zip(blocks, folds, strict=True):
-        mixture = bench.mixed(fold.weights)
-        shift = _shift_of(bench, mixture, block.train)
-        actual, raw = mixture.actual[block.held], mixture.quantiles[block.held]
-        scale = bench.scale[block.held]
-        moved = apply_shift(raw, shift, scale)
-        before += scaled_pinball(actual, raw, scale, mixture.levels) * len(scale)
-        after += scaled_pinball(actual, moved, scale, mixture.levels) * len(scale)
-        shifts.append(shift)
-    return shifts if after < before else None
-
-
 @dataclass(frozen=True)
 class _Choice:
     share: float
@@ -211,29 +225,47 @@ class _Choice:
 
 
 class _Trials:
-    """Every window forecast by what was learned without its block."""
+    """Every window forecast by what was learned without its block.
+
+    base: by the weights of all series. shifts: corrections of its quantiles, one a block,
+    [H, Q]; None where they do not help on the blocks.
+    """
 
     def __init__(
-        self,
-        bench: Bench,
-        score: Score,
-        blocks: Sequence[Block],
-        folds: Sequence[Learned],
-        shifts: list[np.ndarray] | None,
+        self, bench: Bench, reads: Reads, blocks: Sequence[Block], folds: Sequence[Learned]
     ) -> None:
-        self.bench, self.score, self.blocks = bench, score, blocks
-        self.folds, self.shifts = folds, shifts
-        self.base = self.forecasts(0.0)
+        self.bench, self.reads = bench, reads
+        self.blocks, self.folds = blocks, folds
+        self.shifts: list[np.ndarray] | None = None
+        raw = self.forecasts(0.0)
+        self.shifts = self._shifts()
+        moved = self.forecasts(0.0)
+        before, after = (
+            scaled_pinball(one.actual, one.quantiles, bench.scale, one.levels)
+            for one in (raw, moved)
+        )
+        self.base = moved
+        if after >= before:
+            self.shifts, self.base = None, raw
+
+    def _shifts(self) -> list[np.ndarray]:
+        found = []
+        for block, fold in zip(self.blocks, self.folds, strict=True):
+            quantiles, _ = self.reads.parted(fold.weights, fold.other)
+            found.append(_shift_of(self.bench, self.bench.mixed(quantiles), block.train))
+        return found
 
     def forecasts(self, share: float | np.ndarray) -> Backtest:
         """With a share of own weights for all windows, or one a window, float64 [n]."""
         series, shares = self.bench.origins.series, np.broadcast_to(share, len(self.bench))
         weights = np.zeros((len(self.bench), len(self.bench.names)))
+        others = weights.copy()
         for block, fold in zip(self.blocks, self.folds, strict=True):
             part = shares[block.held, None]
             own = fold.own[series[block.held]]
             weights[block.held] = (1.0 - part) * fold.weights + part * own
-        mixture = self.bench.mixed(weights)
+            others[block.held] = fold.other
+        mixture = self.bench.mixed(*self.reads.parted(weights, others))
         if self.shifts is None:
             return mixture
         quantiles = mixture.quantiles.copy()
@@ -261,7 +293,7 @@ class _Trials:
         return _Choice(share, owners, self.forecasts(shares))
 
     def _scores(self, forecasts: Backtest) -> np.ndarray:
-        return window_scores(forecasts, self.bench.series_scale, self.score)
+        return window_scores(forecasts, self.bench.series_scale, self.reads.score)
 
     def _best(
         self, base: np.ndarray, gains: dict[float, np.ndarray], blocks: Sequence[Block]

@@ -4,7 +4,8 @@ Design choices: all state lies in the store, so a restart is an ordinary start a
 needs no farewell; an error that a new start can mend (a service that is away, or one nobody
 foresaw) ends the process, because a fresh one holds no half-broken client, and the new process
 waits as `restarts.py` says; an error in configuration or data stays, and is told, because no
-restart mends it; the class knows nothing of Ray, `supervisor.py` makes an actor of it.
+restart mends it; nothing that goes wrong while this is noted or told keeps a process from ending
+or from telling more; the class knows nothing of Ray, `supervisor.py` makes an actor of it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import structlog
 from flts_ray.errors import FltsError, Unavailable
 from flts_ray.ingest.fleet import ActorStatus, Fleet, Forwarding, Ingesting, State
 from flts_ray.ingest.restarts import forget, note_failure, note_start, starts_key
-from flts_ray.ingest.worker_status import WorkerStatus
+from flts_ray.ingest.worker_status import Stuck, WorkerStatus
 from flts_ray.store import Store
 
 REPORT_S = 2.0
@@ -91,7 +92,7 @@ class IngestActor:
                 self._ingest()
             self._state = "done"
         except Exception as error:  # noqa: BLE001 - the last line before the end of the process
-            if isinstance(error, FltsError) and not isinstance(error, Unavailable):
+            if _is_final(error):
                 self._state, self._error = "failed", str(error)
                 self._log.error("ingest_failed", error=str(error))
             else:
@@ -104,7 +105,7 @@ class IngestActor:
         try:
             starts, wait_s = note_start(store, key, time.time())
             self._starts, self._error = len(starts.at), starts.error
-        except Unavailable as error:
+        except FltsError as error:
             self._error, wait_s = str(error), STORE_AWAY_S
         if wait_s:
             self._state = "waiting"
@@ -150,12 +151,13 @@ class IngestActor:
         # The trace of an error nobody foresaw; one that is meant for people needs none.
         unforeseen = None if isinstance(error, FltsError) else error
         self._log.error("ingest_gives_up", error=told, exc_info=unforeseen)
-        key, store = self._place()
         try:
+            key, store = self._place()
             note_failure(store, key, told)
-        except Unavailable as away:
+        except FltsError as away:
             self._log.error("ingest_failure_not_noted", error=str(away))
-        self._end(1)
+        finally:
+            self._end(1)
 
     def _place(self) -> tuple[str, Store]:
         config = self._fleet.config
@@ -167,13 +169,18 @@ class IngestActor:
         while not over:
             over = self._over.wait(REPORT_S)
             worker = self._worker
-            if worker is not None:
-                status = worker.snapshot()
-                if not over:
-                    self._forward(status)
-                    self._note_progress(status)
-                if self._meter is not None:
-                    self._meter(self._with_letters(status))
+            try:
+                if worker is not None:
+                    self._tell(worker.snapshot(), over)
+            except Exception as error:  # noqa: BLE001 - what fails once may work the next time
+                self._log.error("ingest_report_failed", error=repr(error), exc_info=error)
+
+    def _tell(self, status: WorkerStatus, over: bool) -> None:
+        if not over:
+            self._forward(status)
+            self._note_progress(status)
+        if self._meter is not None:
+            self._meter(self._with_letters(status))
 
     def _note_progress(self, status: WorkerStatus) -> None:
         """Whoever stored something is in no circle of crashes: its next restart is free again."""
@@ -182,7 +189,7 @@ class IngestActor:
         key, store = self._place()
         try:
             forget(store, key)
-        except Unavailable as error:
+        except FltsError as error:
             self._log.warning("ingest_starts_kept", error=str(error))
         else:
             self._starts = 0
@@ -191,6 +198,13 @@ class IngestActor:
         found = plain(status)
         found["totals"]["forwarded"] = self._forwarder.forwarded if self._forwarder else 0
         return found
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether a new process would only meet the same again."""
+    if isinstance(error, Stuck):
+        return True
+    return isinstance(error, FltsError) and not isinstance(error, Unavailable)
 
 
 def plain(status: WorkerStatus) -> dict[str, Any]:

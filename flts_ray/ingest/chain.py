@@ -2,16 +2,19 @@
 
 Design choices: each segment begins where the one before it ends, so the frontier is the end of the
 last; the committed offset is a hint that saves listing everything and is believed only if a stored
-segment says the same; what does not continue the chain is an error with a remedy, since whoever
-wrote behind it would bury a gap or repeat rows.
+segment says the same; a listing that runs while segments are stored may miss one and show the next,
+so whatever it misses is asked for by its key, which the one before it tells; what does not continue
+the chain then is an error with a remedy, since whoever wrote behind it would bury a gap or repeat
+rows.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from flts_ray.errors import ArtifactError
 from flts_ray.ingest.segment import (
@@ -67,6 +70,25 @@ def read_infos(store: Store, keys: Sequence[str]) -> list[SegmentInfo]:
         return list(pool.map(lambda key: read_info(store, key), keys))
 
 
+def linked(
+    infos: Sequence[SegmentInfo],
+    reached: int,
+    at: Callable[[int], SegmentInfo | None],
+) -> list[SegmentInfo]:
+    """One partition's segments with those between them that a listing missed, by offset.
+
+    infos: by offset, behind `reached`; at: what is stored now of the segment that begins there.
+    """
+    whole: list[SegmentInfo] = []
+    for info in infos:
+        while reached < info.begin and (missed := at(reached)) is not None:
+            whole.append(missed)
+            reached = missed.end
+        whole.append(info)
+        reached = max(reached, info.end)
+    return whole
+
+
 def frontier(
     store: Store,
     topic: str,
@@ -90,11 +112,23 @@ def frontier(
         keys = [key for key in keys if known is None or key > known.key]
     newer = read_infos(store, keys)
     first = newer[0].begin if newer else start
-    _check_links(store, newer, known.end if known else min(start, first))
+    reached = known.end if known else min(start, first)
+    newer = linked(newer, reached, partial(segment_at, store, topic, epoch, partition))
+    _check_links(store, newer, reached)
     last = newer[-1] if newer else known
     offset = last.end if last else start
     wrong = hint is not None and known is None and hint[0] != offset
     return Frontier(offset, last.begin if last else None, wrong)
+
+
+def segment_at(
+    store: Store, topic: str, epoch: str, partition: int, begin: int
+) -> SegmentInfo | None:
+    """The segment that begins at an offset, if there is one. Raises ArtifactError (damaged)."""
+    try:
+        return read_info(store, segment_key(topic, epoch, partition, begin))
+    except NotFound:
+        return None
 
 
 def _named(
@@ -103,11 +137,8 @@ def _named(
     """The segment that the commit's metadata names, if it ends at the committed offset."""
     if hint is None or not _BEGIN.fullmatch(hint[1]):
         return None
-    try:
-        found = read_info(store, segment_key(topic, epoch, partition, int(hint[1])))
-    except NotFound:
-        return None
-    return found if found.end == hint[0] else None
+    found = segment_at(store, topic, epoch, partition, int(hint[1]))
+    return found if found and found.end == hint[0] else None
 
 
 def _ending(store: Store, keys: Sequence[str], offset: int) -> SegmentInfo | None:

@@ -4,7 +4,8 @@ Design choices: letters are read from durable segments in the order of the chain
 nothing to do with reading the topic or storing it, and a broker that refuses it stops nothing; the
 dead-letter topic itself is the cursor, so one forwarder that crashes anywhere neither loses nor
 repeats a letter; two at once may repeat, and readers drop what they have seen by epoch and key, as
-ours do; a small object remembers how far segments were looked at, which saves looking again at
+ours do; where a batch is refused its letters go one by one, so that one which no broker takes keeps
+no other; a small object remembers how far segments were looked at, which saves looking again at
 segments without letters and holds where the topic's messages have expired.
 """
 
@@ -23,6 +24,7 @@ from flts_ray.ingest.letter_topic import LARGE_BYTES, LetterTopic, Tail
 from flts_ray.ingest.letters import Letter, hidden, letters_in
 from flts_ray.ingest.segment import SegmentInfo, parse_key, read_info, segment_key
 from flts_ray.store import NotFound, Store
+from flts_ray.streams.access import NotTaken
 
 CHUNK = 500
 """Most letters that wait for one acknowledgement."""
@@ -64,7 +66,7 @@ class Forwarder:
         """
         try:
             return self._forward(partition, upto)
-        except FltsError:
+        except Exception:
             # What became of the last batch only the topic knows.
             self._tails.clear()
             self.close()
@@ -92,20 +94,40 @@ class Forwarder:
         return len(begins) <= SEGMENTS_A_CALL
 
     def _send(self, key: str, info: SegmentInfo) -> None:
+        alone = -1
+        while (refused := self._sent(key, info, alone)) is not None:
+            alone = refused
+            self._tails.clear()
+            self.close()
+
+    def _sent(self, key: str, info: SegmentInfo, alone: int) -> int | None:
+        """Send what is missing of a segment, up to offset `alone` one by one.
+
+        Returns the last offset of a batch that was refused; None: all was taken.
+        """
+        for letters in chunks(self._missing(key, info), self._chunk, alone):
+            try:
+                self._target().send(letters, letters[0].offset)
+            except NotTaken:
+                if len(letters) == 1:
+                    raise
+                return letters[-1].offset
+            self.forwarded += len(letters)
+        return None
+
+    def _missing(self, key: str, info: SegmentInfo) -> Iterator[Letter]:
+        """Letters of a segment that are not in the topic."""
         tail = self._tail(info.partition)
         if info.end <= tail.complete:
             return
         away = hidden(self._store, self._topic, self._epoch, info.partition)
-        waiting = (
-            letter
-            for letter in letters_in(self._store, key, info)
-            if letter.offset >= tail.complete
-            and letter.offset not in tail.seen
-            and not away(letter)
-        )
-        for letters in chunks(waiting, self._chunk):
-            self._target().send(letters, letters[0].offset)
-            self.forwarded += len(letters)
+        for letter in letters_in(self._store, key, info):
+            if (
+                letter.offset >= tail.complete
+                and letter.offset not in tail.seen
+                and not away(letter)
+            ):
+                yield letter
 
     def _begins(self, partition: int, first: int) -> list[int]:
         after = segment_key(self._topic, self._epoch, partition, first - 1) if first else None
@@ -114,7 +136,9 @@ class Forwarder:
 
     def _tail(self, partition: int) -> Tail:
         if partition not in self._tails:
-            found = self._target().tail(partition, self._epoch, 2 * self._chunk)
+            stored = segments(self._store, self._topic, self._epoch, partition)
+            end = max((read_info(self._store, key).end for key in sorted(stored)[-1:]), default=0)
+            found = self._target().tail(partition, self._epoch, 2 * self._chunk, end)
             self._tails[partition] = found or Tail()
         return self._tails[partition]
 
@@ -189,10 +213,14 @@ class BackgroundForwarder:
         while (task := self._next()) is not None:
             try:
                 done = self._forwarder.forward(*task)
-            except FltsError as error:
+            except Exception as error:  # noqa: BLE001 -- no failure may end the thread
                 self.failures += 1
                 structlog.get_logger().warning(
-                    "dead_letters_wait", partition=task[0], again_in_s=wait_s, error=str(error)
+                    "dead_letters_wait",
+                    partition=task[0],
+                    again_in_s=wait_s,
+                    error=str(error) or type(error).__name__,
+                    exc_info=not isinstance(error, FltsError),
                 )
                 self._took(*task, done=False)
                 with self._changed:
@@ -218,12 +246,13 @@ class BackgroundForwarder:
                 self._wanted[partition] = wanted
 
 
-def chunks(letters: Iterable[Letter], most: int) -> Iterator[list[Letter]]:
-    """Letters in batches of at most `most`; a large one is alone."""
+def chunks(letters: Iterable[Letter], most: int, alone: int = -1) -> Iterator[list[Letter]]:
+    """Letters in batches of at most `most`; a large one, and any up to offset `alone`, is alone."""
     batch: list[Letter] = []
     held = 0
     for letter in letters:
-        if batch and (len(batch) == most or held + letter.nbytes > LARGE_BYTES):
+        full = len(batch) == most or held + letter.nbytes > LARGE_BYTES
+        if batch and (full or batch[-1].offset <= alone):
             yield batch
             batch, held = [], 0
         batch.append(letter)

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
-from flts_ray.errors import ArtifactError, Unavailable
+from flts_ray.errors import ArtifactError, FltsError, Unavailable
 from flts_ray.ingest.chain import Frontier, frontier
 from flts_ray.ingest.faults import Faults
 from flts_ray.ingest.segment import (
@@ -85,13 +85,13 @@ class Errands:
         """Follow a partition's chain from the hint (end and begin of a segment)."""
         self._ask(lambda: self._recover(action, hint))
 
-    def overwrite(self, key: str, data: bytes, failed: Callable[[Unavailable], None]) -> None:
+    def overwrite(self, key: str, data: bytes, failed: Callable[[FltsError], None]) -> None:
         """Store a small object that nothing depends on."""
 
         def write() -> None:
             try:
                 self._store.put(key, data)
-            except Unavailable as error:
+            except FltsError as error:
                 failed(error)
 
         self._ask(write)

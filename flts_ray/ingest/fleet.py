@@ -2,8 +2,9 @@
 
 Design choices: one picklable value travels to every actor and holds all it needs, so that Ray can
 restart any of them anywhere; secrets travel inside it and not in a runtime environment, which Ray
-shows in its dashboard and writes to its logs; what an actor says is plain JSON data, because it
-is read by processes of other versions.
+shows in its dashboard and writes to its logs; a task in a process that others use later is given
+them for as long as it runs; what an actor says is plain JSON data, because it is read by processes
+of other versions.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -93,6 +95,21 @@ class Fleet:
 def environment_for_actors() -> dict[str, str]:
     """What of this process's environment actors elsewhere need. Never to be logged."""
     return {name: os.environ[name] for name in SECRETS if os.environ.get(name)}
+
+
+@contextmanager
+def surrounded_by(environment: Mapping[str, str]) -> Iterator[None]:
+    """Variables for a task in a process that others use after it, so that they do not stay."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def seen_from_elsewhere(config: Config) -> Config:

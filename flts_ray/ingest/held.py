@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
+from flts_ray.config_stream import IngestConfig
+
 
 class Piece(Protocol):
     """Decoded messages of the offsets [begin, end): what the sink must know of a batch."""
@@ -40,6 +42,17 @@ class Limits:
     store_patience_s: float
     retry_base_s: float = 0.2
     retry_cap_s: float = 15.0
+
+    @staticmethod
+    def of(ingest: IngestConfig) -> Limits:
+        """As configured."""
+        return Limits(
+            segment_rows=ingest.segment_rows,
+            segment_bytes=ingest.segment_bytes,
+            segment_age_s=ingest.segment_age_s,
+            buffer_bytes=ingest.buffer_bytes,
+            store_patience_s=ingest.store_patience_s,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,15 @@
 Design choices: a message is the original one, its bytes untouched, with headers that say why it was
 refused and where it came from; every message carries the offset below which all letters of its
 partition had been acknowledged when it was sent, so the last messages tell exactly what is missing,
-also after a crash within a batch; a letter that the broker finds too large goes without its bytes,
-which stay in its segment.
+also after a crash within a batch; a letter that the broker does not take goes as our own headers
+alone, and its bytes stay in its segment. Whoever may write to the topic can also write what looks
+like ours: such a message counts only for letters that can be there, so a forged one may keep
+letters out of the topic that were stored before it, never later ones, and none out of the store.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -19,6 +22,7 @@ from flts_ray.config_stream import StreamConfig
 from flts_ray.errors import Unavailable
 from flts_ray.ingest.letters import Letter
 from flts_ray.streams import connect
+from flts_ray.streams.access import NotTaken
 from flts_ray.streams.records import Consumer, Headers, Producer, Records
 
 PREFIX = "flts."
@@ -26,6 +30,9 @@ LARGE_BYTES = 500_000
 """A letter of this size waits for its own acknowledgement."""
 ANSWER_S = 10.0
 _POLL_RECORDS = 5000
+_DETAIL_CHARS = 1000
+_NUMBER = re.compile(r"[0-9]{1,19}", re.ASCII)
+_EPOCH = re.compile(r"[0-9a-f]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,18 @@ class Tail:
 class LetterTopic(Protocol):
     """Where letters go."""
 
-    def tail(self, partition: int, epoch: str, count: int) -> Tail | None:
-        """What the last `count` letters say of a source partition; None: nothing."""
+    def tail(self, partition: int, epoch: str, count: int, end: int) -> Tail | None:
+        """What the last `count` letters say of a source partition; None: nothing.
+
+        `end`: letters from this offset on cannot be there.
+        """
 
     def send(self, letters: Sequence[Letter], complete: int) -> None:
-        """Send letters of one partition; returns when all are acknowledged. Raises Unavailable."""
+        """Send letters of one partition; returns when all are acknowledged.
+
+        Raises NotTaken if the broker refuses one of several (some of them may be there), other
+        Unavailable if it is away.
+        """
 
     def close(self) -> None: ...
 
@@ -78,21 +92,22 @@ class KafkaLetterTopic:
         self._sharing = -(-sources // self.partitions)
         self._producer: Producer | None = None
 
-    def tail(self, partition: int, epoch: str, count: int) -> Tail | None:
+    def tail(self, partition: int, epoch: str, count: int, end: int) -> Tail | None:
         last = count * self._sharing
         messages = self._messages(partition % self.partitions, last)
-        return tail_of((read_headers(m.headers) for m in messages), partition, epoch)
+        return tail_of((read_headers(m.headers) for m in messages), partition, epoch, end)
 
     def send(self, letters: Sequence[Letter], complete: int) -> None:
         try:
             for letter in letters:
                 self._send(letter, letter.raw, message_headers(letter, complete))
             self._flush()
-        except Unavailable:
-            self.close()
-            if len(letters) > 1 or letters[0].nbytes < LARGE_BYTES:
+        except Unavailable as error:
+            self.close()  # a client may go on refusing what it refused once
+            hopeless = isinstance(error, NotTaken) or letters[0].nbytes >= LARGE_BYTES
+            if len(letters) > 1 or not hopeless:
                 raise
-            # One letter that is too large must not keep the others for ever.
+            # One letter that is not taken must not keep the others for ever.
             headers = message_headers(letters[0], complete, cut=True)
             self._send(letters[0], None, headers)
             self._flush()
@@ -144,7 +159,11 @@ def message_key(letter: Letter) -> bytes:
 
 
 def message_headers(letter: Letter, complete: int, cut: bool = False) -> list[tuple[str, bytes]]:
-    """Ours first, then the original ones. `cut`: the value is left out; its size is said."""
+    """Ours first, then the original ones.
+
+    `cut`: value, key and original headers are left out, and how many bytes each of them had is
+    said in their place.
+    """
     said = {
         "code": letter.code, "detail": letter.detail, "topic": letter.topic,
         "partition": letter.partition, "offset": letter.offset,
@@ -152,8 +171,12 @@ def message_headers(letter: Letter, complete: int, cut: bool = False) -> list[tu
         "complete": complete,
     }  # fmt: skip
     if cut:
-        said["cut"] = len(letter.raw or b"")
+        value, key = len(letter.raw or b""), len(letter.key or b"")
+        rest = {"cut": value, "cut-key": key, "cut-headers": letter.nbytes - value - key}
+        said |= {"detail": letter.detail[:_DETAIL_CHARS], "originals": 0, **rest}
     ours = [(PREFIX + name, str(value).encode()) for name, value in said.items()]
+    if cut:
+        return ours
     if letter.key is not None:
         ours.append((PREFIX + "key", letter.key))
     ours.append((PREFIX + "originals", str(len(letter.headers)).encode()))
@@ -173,12 +196,16 @@ def read_headers(headers: Headers) -> dict[str, str]:
 def letter_of(message: Message) -> Letter | None:
     """The letter in a message of a dead-letter topic; None if it is not one of ours."""
     said = read_headers(message.headers)
+    counts = [said.get(name, "") for name in ("partition", "offset", "originals")]
     try:
-        partition, offset, stamp, originals = (
-            int(said[name]) for name in ("partition", "offset", "timestamp_ms", "originals")
-        )
+        stamp = int(said["timestamp_ms"])
         topic, epoch, code = said["topic"], said["epoch"], said["code"]
     except (KeyError, ValueError):
+        return None
+    if not (all(map(_NUMBER.fullmatch, counts)) and _EPOCH.fullmatch(epoch)):
+        return None
+    partition, offset, originals = map(int, counts)
+    if originals > len(message.headers):
         return None
     ours = len(message.headers) - originals
     keys = [value for name, value in message.headers[:ours] if name == PREFIX + "key"]
@@ -188,21 +215,26 @@ def letter_of(message: Message) -> Letter | None:
     )  # fmt: skip
 
 
-def tail_of(messages: Iterable[Mapping[str, str]], partition: int, epoch: str) -> Tail | None:
-    """What the headers of the last messages say of a source partition; None: nothing."""
-    mine = [
-        said
-        for said in messages
-        if said.get("epoch") == epoch
-        and said.get("partition") == str(partition)
-        and all(said.get(name, "").isdecimal() for name in ("complete", "offset"))
-    ]
+def tail_of(
+    messages: Iterable[Mapping[str, str]], partition: int, epoch: str, end: int
+) -> Tail | None:
+    """What the headers of the last messages say of a source partition; None: nothing.
+
+    A message that says what none of ours can say is not heard: an offset from `end` on, where
+    nothing is stored yet, or letters complete beyond its own.
+    """
+    mine = []
+    for said in messages:
+        numbers = [said.get(name, "") for name in ("complete", "offset")]
+        here = (said.get("epoch"), said.get("partition")) == (epoch, str(partition))
+        if here and all(map(_NUMBER.fullmatch, numbers)):
+            complete, offset = map(int, numbers)
+            if complete <= offset < end:
+                mine.append((complete, offset))
     if not mine:
         return None
-    complete = max(int(said["complete"]) for said in mine)
-    offsets = (int(said["offset"]) for said in mine)
-    seen = frozenset(offset for offset in offsets if offset >= complete)
-    return Tail(complete, seen)
+    complete = max(complete for complete, _ in mine)
+    return Tail(complete, frozenset(offset for _, offset in mine if offset >= complete))
 
 
 def read_range(consumer: Consumer, partition: int, begin: int, end: int) -> Iterator[Message]:

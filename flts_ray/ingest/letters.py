@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
@@ -22,6 +23,7 @@ from flts_ray.ingest.segment import SegmentInfo, bad_rows, parse_key, read_info,
 from flts_ray.store import Exists, Store
 
 COLUMNS = ("offset", "error", "detail", "raw", "key", "timestamp_ms", "headers")
+_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 _SLICE = 1000
 _AT_ONCE = 64
 
@@ -48,7 +50,19 @@ class Letter:
 
     @property
     def nbytes(self) -> int:
-        return len(self.raw or b"") + len(self.key or b"")
+        """Bytes of value, key and headers."""
+        headers = sum(len(name.encode()) + len(value) for name, value in self.headers)
+        return len(self.raw or b"") + len(self.key or b"") + headers
+
+    @property
+    def arrived(self) -> datetime | None:
+        """The broker's time, UTC; None where the number is no time: writers choose it freely."""
+        if self.timestamp_ms < 0:
+            return None
+        try:
+            return _FIRST + timedelta(milliseconds=self.timestamp_ms)
+        except OverflowError:
+            return None
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,19 @@
 
 Design choices: only what is new is listed, whatever the age of the stream; each partition goes up
 to the end of its chain, as far as it reached when it was looked at; a listing that runs while
-segments are stored may miss one and show the next, so a gap is looked at twice before it is an
-error.
+segments are stored may miss one and show the next, so what is missing is asked for by its key
+before it is an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from pyarrow import fs
 
 from flts_ray.errors import ArtifactError, Unavailable
-from flts_ray.ingest.chain import read_infos, segments
+from flts_ray.ingest.chain import linked, read_infos, segment_at, segments
 from flts_ray.ingest.segment import SegmentInfo, epoch_folder, segment_key
 from flts_ray.store import Store
 
@@ -29,8 +30,6 @@ def new_segments(
     for partition in sorted({*ranges, *_partitions(store, topic, epoch)}):
         reached = ranges[partition][1] if partition in ranges else 0
         chain = _behind(store, topic, epoch, partition, reached)
-        if _misfit(chain, reached):
-            chain = _behind(store, topic, epoch, partition, reached)
         if misfit := _misfit(chain, reached):
             raise ArtifactError(
                 f"{store.uri(misfit.key)}: begins at offset {misfit.begin}, which is not where the "
@@ -45,7 +44,8 @@ def _behind(
     store: Store, topic: str, epoch: str, partition: int, reached: int
 ) -> list[SegmentInfo]:
     after = segment_key(topic, epoch, partition, reached - 1) if reached else None
-    return read_infos(store, segments(store, topic, epoch, partition, after))
+    listed = read_infos(store, segments(store, topic, epoch, partition, after))
+    return linked(listed, reached, partial(segment_at, store, topic, epoch, partition))
 
 
 def _misfit(chain: Sequence[SegmentInfo], reached: int) -> SegmentInfo | None:

@@ -91,6 +91,8 @@ class Partition:
     flight: Flight | None = None
     recovery: Recovery | None = None
     stall: Retry | None = None
+    waits: str = ""
+    """Why what was polled cannot be decoded now; empty unless there is a stall."""
     halted: str = ""
     paused: bool = True
     gap_at: int | None = None
@@ -128,6 +130,10 @@ class Partition:
         """Whether messages may be fetched as far as this partition alone is concerned."""
         waiting = self.stall is not None and self.stall.at is not None
         return self.position is not None and not self.halted and not waiting
+
+    def stuck(self, clock: float, limits: Limits) -> bool:
+        """Whether the next messages cannot be decoded for longer than the patience."""
+        return self.stall is not None and self.stall.hopeless(clock, limits)
 
     @property
     def flushed(self) -> bool:

@@ -4,8 +4,9 @@ Design choices: pure, `step(state, event) -> state, actions`; it knows neither K
 or clock, so that every interleaving can be tested. The store is the truth: a segment is durable
 when its conditional PUT says created, or exists as ours; whoever loses that race drops what the
 winner covered and goes on behind it. One PUT is under way per partition; a failure of any kind is
-repeated with the same range until the store answers or patience ends. Whether a partition is
-paused follows from the state at each tick. Time passes only in ticks, and never backwards.
+repeated with the same range until the store answers or patience ends. What cannot be decoded is
+read again for ever, and only its partition waits. Whether a partition is paused follows from the
+state at each tick. Time passes only in ticks, and never backwards.
 """
 
 from __future__ import annotations

@@ -61,18 +61,18 @@ def polled(sink: Sink, p: Partition, event: Polled) -> tuple[Partition, list[Act
     reached = max(position, gone)
     begin = p.chain_end
     held = Held.of(begin, reached - begin, left, sink.clock)
-    read = replace(p, held=(*p.held, held), position=batch.end, stall=None, gap_at=None)
+    read = replace(p, held=(*p.held, held), position=batch.end, stall=None, waits="", gap_at=None)
     lost = Lost(p.number, position, reached, first=p.last is None and begin == 0)
     return read, [lost] if reached > position else []
 
 
 def undecoded(sink: Sink, p: Partition, reason: str) -> tuple[Partition, list[Action]]:
-    """Read the same again, after a while."""
+    """Read the same again, after a while, however long that goes on: the others need not wait."""
     if p.position is None:
         return p, []
     retry = (p.stall or Retry()).failed(sink.clock, sink.limits)
     back: list[Action] = [Seek(p.number, p.position), Pause((p.number,))]
-    return replace(p, stall=retry, paused=True), back + patience(sink, retry, reason)
+    return replace(p, stall=retry, waits=reason, paused=True), back
 
 
 def bounds_known(p: Partition, event: Bounds) -> tuple[Partition, list[Action]]:
@@ -96,7 +96,7 @@ def bounds_known(p: Partition, event: Bounds) -> tuple[Partition, list[Action]]:
 def halted(p: Partition, reason: str) -> tuple[Partition, list[Action]]:
     """Hold nothing, do nothing, until a person comes."""
     stopped = replace(
-        p, held=(), flight=None, recovery=None, stall=None, halted=reason, paused=True
+        p, held=(), flight=None, recovery=None, stall=None, waits="", halted=reason, paused=True
     )
     return stopped, [Pause((p.number,)), Halt(p.number, reason)]
 

@@ -20,8 +20,6 @@ from flts_ray.panel import from_local_us
 from flts_ray.sources.stamps import parse_stamps
 
 _ZONED = re.compile(r"[T ].*([Zz]|[+-]\d\d(:?\d\d)?)$")
-# Offsets that one of the two ways refuses.
-_FAR_ZONE = r"[T ].*[+-](19|2\d)(:?\d\d)?$"
 _FIRST_US = -5_364_662_400_000_000
 _AFTER_US = 7_258_118_400_000_000
 _INT64 = np.iinfo(np.int64)
@@ -57,10 +55,7 @@ def _text(column: pa.Array, zone: str) -> tuple[np.ndarray, np.ndarray]:
     zoned = _ZONED.search(column[0].as_py()) is not None
     try:
         moments = pc.cast(column, pa.timestamp("us", tz="UTC" if zoned else None))
-        usual = not (zoned and pc.any(pc.match_substring_regex(column, _FAR_ZONE)).as_py())
     except pa.ArrowInvalid:
-        usual = False
-    if not usual:
         return _value_by_value(column, zone)
     us = moments.cast(pa.int64()).to_numpy(zero_copy_only=False)
     bad = (us < _FIRST_US) | (us >= _AFTER_US)

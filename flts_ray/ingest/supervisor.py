@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -22,7 +22,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from flts_ray.config import Config
 from flts_ray.ingest.actor import IngestActor
-from flts_ray.ingest.fleet import NAMESPACE, ActorStatus, Fleet
+from flts_ray.ingest.fleet import NAMESPACE, ActorStatus, Fleet, surrounded_by
 from flts_ray.ingest.metrics import RayMeter
 
 LOOK_S = 5.0
@@ -73,16 +73,17 @@ class Supervisor:
 
     def _look_after(self) -> None:
         while not self._stopped.wait(LOOK_S):
-            self._ensure()
+            try:
+                self._ensure()
+            except Exception as error:  # noqa: BLE001 - or nobody would look any more
+                _log.error("ingest_not_looked_after", error=repr(error), exc_info=error)
 
     def _compact(self, compact: Callable[[Config, str], str], every_s: float) -> None:
-        """Now and then, in a process of its own, whose memory is given back."""
-        # No CPU is reserved: with all of them given to actors, the task would wait for ever.
-        task = ray.remote(num_cpus=0, max_retries=0)(compact)
+        """Now and then."""
         while not self._stopped.wait(every_s):
             try:
-                said = ray.get(task.remote(self._fleet.config, self._fleet.brokers))
-            except RayError as error:
+                said = _compacted_elsewhere(self._fleet, compact)
+            except Exception as error:  # noqa: BLE001 - the next one may succeed
                 said = f"failed: {reason(error)}"
                 _log.error("compaction_failed", error=said)
             self._chores["compaction"] = said
@@ -109,8 +110,27 @@ def remove(name: str) -> None:
         ray.kill(handle, no_restart=True)
 
 
-def reason(error: RayError) -> str:
-    """What went wrong in the other process, in a line."""
+def compacted(
+    compact: Callable[[Config, str], str],
+    config: Config,
+    brokers: str,
+    environment: Mapping[str, str],
+) -> str:
+    """Compact with the keys and addresses that the actors were given."""
+    with surrounded_by(environment):
+        return compact(config, brokers)
+
+
+def _compacted_elsewhere(fleet: Fleet, compact: Callable[[Config, str], str]) -> str:
+    """In a process of its own, whose memory is given back."""
+    # No CPU is reserved: with all of them given to actors, the task would wait for ever.
+    task = ray.remote(num_cpus=0, max_retries=0)(compacted)
+    said: str = ray.get(task.remote(compact, fleet.config, fleet.brokers, fleet.environment))
+    return said
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, here or in the other process, in a line."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
 

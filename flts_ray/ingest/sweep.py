@@ -2,15 +2,18 @@
 
 Design choices: conservative: a file goes only if none of the newest `keep` entries names it and
 it is old, which is looked at again right before it goes, because a compactor may be about to name
-it; an entry that was the newest a short while ago counts as one of them, because a reader may have
-begun with it; log entries are small and lead back to the offsets of old models, so they stay.
+it; what a compactor spilled goes by its age alone, in whichever life of the topic it died; an entry
+that was the newest a short while ago counts as one of them, because a reader may have begun with
+it; log entries are small and lead back to the offsets of old models, so they stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from pathlib import Path
 
 from pyarrow import fs
 
@@ -53,8 +56,10 @@ def sweep(
     kept = _kept(store, newest, keep, set(found)) if newest else ()
     named = {f"{folder}/{file.path}" for entry in kept for file in entry.files}
     unnamed = [key for key in found if key.startswith(f"{folder}/date=") and key not in named]
-    spilled = list(_old_files(store, f"{SPILL}/{topic}/{epoch}", now - older_than))
-    return [key for key in (*unnamed, *spilled) if _delete_old(store, key, now - older_than)]
+    spilled = list(_old_files(store, f"{SPILL}/{topic}", now - older_than))
+    gone = [key for key in (*unnamed, *spilled) if _delete_old(store, key, now - older_than)]
+    _remove_empty(store, {key.rpartition("/")[0] for key in gone if key.startswith(f"{SPILL}/")})
+    return gone
 
 
 def _kept(store: Store, newest: LogEntry, keep: int, old: Set[str]) -> Iterator[LogEntry]:
@@ -80,6 +85,16 @@ def _delete_old(store: Store, key: str, before: datetime) -> bool:
         return False
     store.delete(key)
     return True
+
+
+def _remove_empty(store: Store, folders: Set[str]) -> None:
+    # Only on this machine is a folder more than the beginning of a key.
+    if not isinstance(store.filesystem()[0], fs.LocalFileSystem):
+        return
+    for folder in folders:
+        # One that is not empty stays, as it should.
+        with suppress(OSError):
+            Path(_path(store, folder)).rmdir()
 
 
 def _is_old(info: fs.FileInfo, before: datetime) -> bool:

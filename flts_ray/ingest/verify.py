@@ -14,6 +14,7 @@ from itertools import groupby
 from typing import Literal
 
 from flts_ray.errors import ArtifactError
+from flts_ray.ingest.chain import linked
 from flts_ray.ingest.segment import (
     SegmentInfo,
     decode_info,
@@ -21,6 +22,7 @@ from flts_ray.ingest.segment import (
     epoch_folder,
     parse_key,
     read_info,
+    segment_key,
 )
 from flts_ray.ingest.segment_faults import RowCode, faults, used_offsets
 from flts_ray.store import NotFound, Store
@@ -148,8 +150,28 @@ def verify_store(
     keys = [item.key for item in store.list(epoch_folder(topic, epoch))]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         listing = list(zip(keys, pool.map(lambda key: _facts(store, key), keys), strict=True))
-    read = _counted(store, len(keys), progress) if deep else None
+    listing += _missed(store, topic, epoch, listing)
+    read = _counted(store, len(listing), progress) if deep else None
     return verify(listing, committed, read)
+
+
+def _missed(store: Store, topic: str, epoch: str, listing: Sequence[Listed]) -> list[Listed]:
+    """Segments that were stored while the listing had passed their place already."""
+    good = [info for key, info in listing if not _misfit(key, info)]
+    infos = [info for info in good if isinstance(info, SegmentInfo)]
+    infos.sort(key=lambda info: (info.partition, info.begin))
+    listed = {key for key, _ in listing}
+    found: list[Listed] = []
+    for partition, chain in groupby(infos, key=lambda info: info.partition):
+
+        def at(begin: int, partition: int = partition) -> SegmentInfo | None:
+            key = segment_key(topic, epoch, partition, begin)
+            info = None if key in listed else _facts(store, key)
+            return info if isinstance(info, SegmentInfo) else None
+
+        whole = linked(list(chain), 0, at)
+        found += [(info.key, info) for info in whole if info.key not in listed]
+    return found
 
 
 def _facts(store: Store, key: str) -> SegmentInfo | ArtifactError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -54,7 +55,14 @@ from flts_ray.ingest.sink_events import (
     Undecoded,
 )
 from flts_ray.ingest.sink_state import Sink
-from flts_ray.ingest.worker_status import WorkerStatus, partitions_of, status_key, totals_of
+from flts_ray.ingest.topic_watch import TopicWatch
+from flts_ray.ingest.worker_status import (
+    WorkerStatus,
+    left_over,
+    partitions_of,
+    status_key,
+    totals_of,
+)
 from flts_ray.store import Store
 from flts_ray.streams.records import Consumer, Records
 
@@ -65,13 +73,16 @@ BUSY_POLL_S = 0.05
 
 class Decodes(Protocol):
     def decode(self, records: Records) -> Batch:
-        """Raises Unavailable where a claimed object's store is away, and nothing else."""
+        """At least the first message; what the batch leaves over is read again.
+
+        Raises Unavailable where a claimed object's store is away, and nothing else.
+        """
 
 
 class Worker:
     """Worker `index` of `of`. `epoch` is this life of the topic, `writer` this process's own name.
 
-    `epoch_now` asks the broker for it again when a log looks foreign. `run` once, in one thread;
+    `epoch_now` asks the broker for it again, now and then. `run` once, in one thread;
     `snapshot` from any. `close` ends the consumer.
     """
 
@@ -92,10 +103,11 @@ class Worker:
     ) -> None:
         self._config, self._consumer, self._decoder = config, consumer, decoder
         self._index, self._of = index, of
-        self._epoch_now, self._clock, self._faults = epoch_now, clock, faults
+        self._clock, self._faults = clock, faults
+        self._watch = TopicWatch(config.stream.topic, epoch, epoch_now, clock)
         self._place = Place(config.stream.topic, epoch, writer)
         self._errands = Errands(store, self._place, faults)
-        self._sink = Sink(limits(config), writer)
+        self._sink = Sink(Limits.of(config.ingest), writer)
         self._mine: list[int] = []
         self._ends: dict[int, int] = {}
         self._counted: Counter[str] = Counter()
@@ -110,7 +122,8 @@ class Worker:
         """Ingest until `stop` is set, or to the ends that the logs have now; then drain.
 
         Raises Unavailable when the store stays away for longer than the patience or the topic
-        was made anew, Conflict when no partition can go on, or one could not with `until_end`.
+        was made anew, Conflict when no partition can go on, or one could not with `until_end`;
+        with it Stuck where the store of a claimed object stays away for longer than the patience.
         """
         self._log.info("ingest_worker_started", of=self._of, until_end=until_end)
         try:
@@ -156,19 +169,21 @@ class Worker:
         if not self._mine and self._config.ingest.ownership == "assign":
             time.sleep(wait_s)
         else:
-            for records in self._consumer.poll(wait_s, self._config.ingest.poll_records):
-                self._read(records)
+            found = self._consumer.poll(wait_s, self._config.ingest.poll_records)
+            doubt = self._watch.look(self._consumer.away_since is not None)
+            for records in found:
+                self._read(records, doubt)
         if self._clock() - self._told >= self._config.ingest.status_s:
             self._look_around()
 
     def _begin(self) -> None:
         if self._config.ingest.ownership == "assign":
-            self._take_partitions()
+            self._take_partitions(self._consumer.partitions())
             return
         self._consumer.subscribe(lambda added: self._feed(Assigned(tuple(added))), self._given_away)
 
-    def _take_partitions(self) -> None:
-        found = [p for p in self._consumer.partitions() if p % self._of == self._index]
+    def _take_partitions(self, partitions: list[int]) -> None:
+        found = [p for p in partitions if p % self._of == self._index]
         if found == self._mine:
             return
         self._mine = found
@@ -186,13 +201,15 @@ class Worker:
             self._errands.forget(partition)
             self._ends.pop(partition, None)
 
-    def _read(self, records: Records) -> None:
+    def _read(self, records: Records, doubt: str) -> None:
         self._faults.at("polled")
         partition = records.partition
         state = self._sink.partitions.get(partition)
         if state is None or state.position is None or not records.offsets:
             return
         try:
+            if doubt:
+                raise Unavailable(doubt)
             start = None
             if records.offsets[0] != state.position:
                 start, end = self._consumer.bounds([partition])[partition]
@@ -203,26 +220,38 @@ class Worker:
             self._feed(Undecoded(partition, str(error)))
             return
         self._faults.at("decoded")
-        self._counted["messages"] += len(records.offsets)
-        self._counted["bytes"] += records.nbytes
         self._feed(Polled(partition, batch, start))
+        count = bisect_left(records.offsets, batch.end)
+        if count < len(records.offsets):
+            records = records.part(0, count)
+            position = self._sink.partitions[partition].position
+            self._consumer.seek(partition, batch.end if position is None else position)
+        self._counted["messages"] += count
+        self._counted["bytes"] += records.nbytes
 
     def _look_around(self) -> None:
         """Every few seconds: how long the logs are, and how this worker is."""
         self._told = self._clock()
         self._seen = datetime.now(UTC)
-        if self._config.ingest.ownership == "assign":
-            self._take_partitions()  # a topic may get more of them
-        known = [n for n, p in self._sink.partitions.items() if p.position is not None]
-        if known and self._consumer.away_since is None:
-            try:
-                bounds = self._consumer.bounds(known)
-            except Unavailable as error:
-                self._log.warning("log_ends_unknown", reason=str(error))
-            else:
-                for number, (start, end) in bounds.items():
-                    self._feed(Bounds(number, start, end))
+        if self._consumer.away_since is None:
+            self._look_at_the_logs()
         self._report()
+
+    def _look_at_the_logs(self) -> None:
+        known = [n for n, p in self._sink.partitions.items() if p.position is not None]
+        partitions = None
+        try:
+            if self._config.ingest.ownership == "assign":
+                partitions = self._consumer.partitions()  # a topic may get more of them
+            bounds = self._consumer.bounds(known) if known else {}
+        except Unavailable as error:
+            self._log.warning("log_ends_unknown", reason=str(error))
+            self._watch.doubt(str(error))
+            return
+        for number, (start, end) in bounds.items():
+            self._feed(Bounds(number, start, end))
+        if partitions is not None:
+            self._take_partitions(partitions)
 
     def _report(self) -> None:
         status = self.snapshot()
@@ -242,7 +271,9 @@ class Worker:
         if self._config.ingest.ownership == "subscribe" and not self._consumer.rebalances:
             return False
         return all(
-            p.halted or (p.position is not None and self._reached(n))
+            p.halted
+            or p.stuck(self._sink.clock, self._sink.limits)
+            or (p.position is not None and self._reached(n))
             for n, p in self._sink.partitions.items()
         )
 
@@ -259,9 +290,9 @@ class Worker:
         self._report()
         self._errands.finish()
         self._log.info("ingest_worker_ended", **self.snapshot().totals)
-        halted = [p.halted for p in self._sink.partitions.values() if p.halted]
-        if until_end and halted:
-            raise Conflict("\n".join(halted))
+        left = left_over(self._sink) if until_end else None
+        if left is not None:
+            raise left
 
     # What the store answered.
 
@@ -354,29 +385,10 @@ class Worker:
                 self._log.error("offsets_lost", **facts)
             case Rewound():
                 self._log.error("broker_forgot_messages", **facts)
+                self._watch.ask()
             case Halt():
                 self._log.error("partition_halted", **facts)
-                self._check_topic()
+                self._watch.ask()
                 halted = [p.halted for p in self._sink.partitions.values()]
                 if all(halted):
                     raise Conflict("\n".join(halted))
-
-    def _check_topic(self) -> None:
-        """Raises Unavailable where a topic of the same name took this one's place."""
-        if self._epoch_now is not None and self._epoch_now() != self._place.epoch:
-            raise Unavailable(
-                f"topic {self._place.topic} was made anew while it was read; start again to take "
-                "it in from its beginning, beside what is stored"
-            )
-
-
-def limits(config: Config) -> Limits:
-    """The sink's limits as configured."""
-    ingest = config.ingest
-    return Limits(
-        segment_rows=ingest.segment_rows,
-        segment_bytes=ingest.segment_bytes,
-        segment_age_s=ingest.segment_age_s,
-        buffer_bytes=ingest.buffer_bytes,
-        store_patience_s=ingest.store_patience_s,
-    )

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from flts_ray.errors import Conflict, Unavailable
 from flts_ray.ingest.partition import Partition
 from flts_ray.ingest.sink_state import Sink
 
@@ -23,7 +24,8 @@ COUNTS = (
 @dataclass(frozen=True)
 class PartitionStatus:
     """`position`: next offset to read; `frontier`: next one to become durable; `end`: of the
-    broker's log; `lag`: messages of the log that are not durable. None: not known yet."""
+    broker's log; `lag`: messages of the log that are not durable. None: not known yet. `waits`: why
+    its next messages cannot be decoded now."""
 
     position: int | None
     frontier: int | None
@@ -34,6 +36,7 @@ class PartitionStatus:
     buffered_bytes: int
     paused: bool
     halted: str
+    waits: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,26 @@ def status_key(topic: str, epoch: str, index: int) -> str:
     return f"ingest/{topic}/{epoch}/status/{index}.json"
 
 
+class Stuck(Unavailable):
+    """What is left cannot be decoded, and was tried for so long that a new start will not help."""
+
+
+def left_over(sink: Sink) -> Conflict | Stuck | None:
+    """Why not everything up to the end could be stored, if anything is left."""
+    partitions = sink.partitions.values()
+    patience_s = sink.limits.store_patience_s
+    halted = [p.halted for p in partitions if p.halted]
+    stuck = [
+        f"partition {p.number}: the message at offset {p.position} could not be decoded for "
+        f"longer than ingest.store_patience_s ({patience_s:g} s): {p.waits}"
+        for p in partitions
+        if p.stuck(sink.clock, sink.limits)
+    ]
+    if halted:
+        return Conflict("\n".join([*halted, *stuck]))
+    return Stuck("\n".join(stuck)) if stuck else None
+
+
 def partitions_of(sink: Sink) -> dict[int, PartitionStatus]:
     return {number: _partition(p) for number, p in sorted(sink.partitions.items())}
 
@@ -83,4 +106,5 @@ def _partition(p: Partition) -> PartitionStatus:
         buffered_bytes=p.held_bytes + p.flight_bytes,
         paused=p.paused,
         halted=p.halted,
+        waits=p.waits,
     )

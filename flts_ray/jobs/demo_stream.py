@@ -93,7 +93,10 @@ def take_in(config: Config, narrator: Narrator) -> None:
     def watch(view: IngestView) -> None:
         narrator.stage("stored", min(view.totals["messages"], waiting), waiting)
 
-    run_actors(config, _Silent(), until_end=True, watch=watch)
+    try:
+        run_actors(config, _Silent(), until_end=True, watch=watch)
+    except KeyboardInterrupt:  # what the drain came to is no news here: the next demo goes on
+        raise KeyboardInterrupt from None
     narrator.step("Ingest", f"{_held(_verified(config))}{_took(begin)}")
 
 

@@ -26,6 +26,8 @@ from flts_ray.services import Services
 from flts_ray.tune.blend_log import TEST_TABLE, VALIDATION_TABLE
 
 Params = dict[str, Any]
+Row = dict[str, tuple[float, float]]
+"""Members of one row of the table, each with its weight in the quantiles and in the mean."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,12 @@ class Side:
             for label, spec in zip(self.labels, specs, strict=True)
         }
 
-    def row(self, number: int) -> dict[str, float]:
-        """Weights of a row of the table, by label."""
-        pairs = zip(self.labels, self.blend.table.weights[number], strict=True)
-        return {label: float(weight) for label, weight in pairs if weight > 0}
+    def row(self, number: int) -> Row:
+        """One row of the table, by label; members without weight are left out."""
+        table = self.blend.table
+        pairs = zip(table.weights[number], table.mean_weights[number], strict=True)
+        found = zip(self.labels, pairs, strict=True)
+        return {label: (float(q), float(m)) for label, (q, m) in found if q > 0 or m > 0}
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class SeriesChange:
     """One series, and what each version does with it; scores are None where nobody kept them."""
 
     series: str
-    members: tuple[dict[str, float], dict[str, float]]
+    members: tuple[Row, Row]
     validation: tuple[float | None, float | None]
     test: tuple[float | None, float | None]
 
@@ -82,7 +86,7 @@ class VersionDiff:
     versions: tuple[tuple[int, str], tuple[int, str]]
     same_data: bool
     params: tuple[tuple[str, str, Any, Any], ...]
-    weights: tuple[dict[str, float], dict[str, float]]
+    weights: tuple[Row, Row]
     changed: tuple[SeriesChange, ...]
     only: tuple[tuple[str, ...], tuple[str, ...]]
     series: int
@@ -97,7 +101,7 @@ class Served:
 
     version: int
     kind: str
-    members: dict[str, float]
+    members: Row
     own: bool
     validation: float | None
     test: float | None
@@ -199,9 +203,10 @@ def _unknown(series: str, versions: Sequence[ModelVersion]) -> list[Served]:
     )
 
 
-def _same_row(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    names = {*one, *other}
-    return all(abs(one.get(name, 0.0) - other.get(name, 0.0)) < 1e-9 for name in names)
+def _same_row(one: Row, other: Row) -> bool:
+    none = (0.0, 0.0)
+    pairs = ((one.get(name, none), other.get(name, none)) for name in {*one, *other})
+    return all(np.allclose(mine, theirs, rtol=0, atol=1e-9) for mine, theirs in pairs)
 
 
 def _params(

@@ -17,7 +17,7 @@ from functools import partial as bound
 from itertools import islice
 
 from flts_ray.config import Config
-from flts_ray.errors import DataError
+from flts_ray.errors import DataError, Unavailable
 from flts_ray.ingest.dead_letters import Forwarder
 from flts_ray.ingest.letter_topic import KafkaLetterTopic, dead_letter_topic
 from flts_ray.ingest.letters import Letter, Which, hidden, letters, parse_id
@@ -34,10 +34,14 @@ _HEX_WIDTH = 16
 
 @dataclass(frozen=True)
 class Purged:
-    """`letters` that are hidden now; `messages` freed in the topic, None: the broker cannot."""
+    """`letters` that are hidden now; `messages` freed in the topic, None: the broker cannot.
+
+    `away`: why the broker could not be asked; purging again frees what is hidden by then.
+    """
 
     letters: int
     messages: int | None
+    away: str | None = None
 
 
 def list_letters(
@@ -87,14 +91,18 @@ def show(config: Config, name: str) -> str:
 def purge(config: Config, which: Which, brokers: str | None = None) -> Purged:
     """Hide what is chosen of the letters that there are now, for ever.
 
-    With `brokers`, messages at the start of the dead-letter topic that are all hidden are freed.
+    With `brokers`, messages at the start of the dead-letter topic that are all hidden are freed;
+    a broker that is away keeps no letter from being hidden.
     """
     store, topic = Store.open(config.root), config.stream.topic
     epoch = epoch_of_store(config, store)
     count = sum(1 for _ in chosen(config, which))
     if count:
         hide(store, topic, epoch, which, datetime.now(UTC).isoformat())
-    return Purged(count, _free(config, store, brokers) if brokers else None)
+    try:
+        return Purged(count, _free(config, store, brokers) if brokers else None)
+    except Unavailable as error:
+        return Purged(count, None, str(error))
 
 
 def forward(config: Config, brokers: str) -> int:
@@ -116,12 +124,13 @@ def forward(config: Config, brokers: str) -> int:
 
 def render(letter: Letter, limit: int = SHOWN_BYTES) -> str:
     """All of a letter as printable text; of its bytes the first `limit`."""
-    moment = datetime.fromtimestamp(max(letter.timestamp_ms, 0) / 1000, UTC)
+    moment = letter.arrived
+    stamp = f"{letter.timestamp_ms} ms" if moment is None else moment.isoformat("T", "milliseconds")
     lines = [
         f"{_printable(letter.topic)} {letter.id}",
         f"code       {_printable(letter.code)}",
         f"detail     {_printable(letter.detail)}",
-        f"arrived    {moment.isoformat(timespec='milliseconds')}",
+        f"arrived    {stamp}",
         f"key        {'none' if letter.key is None else _short(letter.key)}",
         *(f"header     {_printable(name)}: {_short(value)}" for name, value in letter.headers),
     ]
@@ -173,7 +182,9 @@ def _hidden_start(topic: KafkaLetterTopic, store: Store, partition: int) -> tupl
     known = cache(bound(hidden, store))
     end = count = 0
     for offset, letter in topic.messages(partition):
-        if letter is None or not known(letter.topic, letter.epoch)(letter):
+        # A stranger's message may name any topic; only this one's letters are purged here.
+        mine = letter is not None and dead_letter_topic(letter.topic) == topic.name
+        if letter is None or not mine or not known(letter.topic, letter.epoch)(letter):
             break
         end, count = offset + 1, count + 1
     return end, count

@@ -31,6 +31,8 @@ from flts_ray.store import Store
 LOOK_S = 1.0
 DRAIN_S = 60.0
 START_S = 120.0
+SHORTEST_S, LONGEST_S = 1.0, 1e9
+"""Seconds between two compactions."""
 HOPELESS = 5
 """Starts within minutes after which a run that should end gives up."""
 
@@ -46,8 +48,10 @@ def fleet_of(
     """The actors of a configuration, after a look at whether they could work.
 
     Creates the topic where it is missing. Raises Unavailable without a broker or with a store
-    that lets two conditional writes win, ConfigError for a root that actors cannot see.
+    that lets two conditional writes win, ConfigError for a root that actors cannot see or an
+    interval that is none.
     """
+    _check_interval(compact_every_s)
     from flts_ray.jobs.ingest_worker import open_worker
     from flts_ray.streams.connect import admin
 
@@ -71,6 +75,13 @@ def fleet_of(
         open_forwarder=open_forwarder,
         environment=environment_for_actors(),
     )
+
+
+def _check_interval(seconds: float | None) -> None:
+    if seconds is not None and not SHORTEST_S <= seconds <= LONGEST_S:
+        raise ConfigError(
+            f"--compact-every is {seconds:g}; write seconds from {SHORTEST_S:g} to {LONGEST_S:g}"
+        )
 
 
 def open_forwarder(config: Config, brokers: str, epoch: str) -> BackgroundForwarder:

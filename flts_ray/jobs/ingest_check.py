@@ -1,7 +1,8 @@
 """Looks at what ingestion stored, and makes a table of it.
 
 Design choices: the store alone can be checked and compacted without a broker; where one answers,
-its commits are checked too, and its topic's present life is the one that is compacted.
+its commits are checked too, and its topic's present life is the one that is compacted; compaction
+that repeats by itself also sweeps, since otherwise each adds files that nobody ever removes.
 """
 
 from __future__ import annotations
@@ -76,9 +77,10 @@ def epochs_in(store: Store, topic: str) -> list[str]:
     return sorted({parts[2] for parts in keys if len(parts) > 3})
 
 
-def compact_stream(config: Config, progress: Progress = silent) -> str:
+def compact_stream(config: Config, progress: Progress = silent, sweep: bool = False) -> str:
     """Add what is stored since the last time to the table. Returns what there is now, in a line.
 
+    `sweep`: then remove files that no reader needs any more, as `ingest.sweep` does by default.
     Raises DataError where nothing was stored, Unavailable without the store.
     """
     adopt_local(config)
@@ -88,12 +90,14 @@ def compact_stream(config: Config, progress: Progress = silent) -> str:
         raise DataError(
             f"{store.uri(f'{ROOT}/{topic}')}: no segment is stored; `flts ingest run` writes them"
         )
-    return _compacted(config, store, epoch, progress)
+    said = _compacted(config, store, epoch, progress)
+    return f"{said}{_swept(config, store, epoch)}" if sweep else said
 
 
 def compact_told(config: Config, brokers: str) -> str:
-    """The same for a topic's present life at these brokers; runs in a task of a cluster."""
-    return _compacted(config, Store.open(config.root), epoch_at(config, brokers))
+    """The same, swept, for a topic's present life at these brokers; runs in a task of a cluster."""
+    store, epoch = Store.open(config.root), epoch_at(config, brokers)
+    return f"{_compacted(config, store, epoch)}{_swept(config, store, epoch)}"
 
 
 def _compacted(config: Config, store: Store, epoch: str, progress: Progress = silent) -> str:
@@ -103,6 +107,13 @@ def _compacted(config: Config, store: Store, epoch: str, progress: Progress = si
     run = _runner(config, sum(item.size for item in store.list(epoch_folder(topic, epoch))))
     entry = compact(store, topic, epoch, run=run, faults=_faults(), progress=progress)
     return f"snapshot {entry.number}: {entry.rows:,} rows in {len(entry.files)} files"
+
+
+def _swept(config: Config, store: Store, epoch: str) -> str:
+    from flts_ray.ingest.sweep import sweep
+
+    gone = sweep(store, config.stream.topic, epoch, datetime.now(UTC))
+    return f"; {len(gone):,} old files removed" if gone else ""
 
 
 def _faults() -> Faults:

@@ -70,6 +70,7 @@ def decoder_of(config: Config) -> Decoder:
         max_message_bytes=stream.max_message_bytes,
         time_zone=data.stamp_time_zone or data.time_zone,
         claims=claims,
+        max_batch_bytes=config.ingest.segment_bytes,
     )
 
 

@@ -27,7 +27,7 @@ from flts_ray.models.blend_edit import as_blend, with_series_from
 from flts_ray.pipeline import REFIT_PATH
 from flts_ray.prepare.arrays import SeriesArrays, windows_at
 from flts_ray.prepare.loading import find_prepared
-from flts_ray.promote import load_version, title
+from flts_ray.promote import load_version, tell_selected, title
 from flts_ray.promotions import Entry
 from flts_ray.registry import ModelVersion
 from flts_ray.run_tables import run_table
@@ -58,7 +58,7 @@ def rollback_series(
     Unavailable without a champion, Conflict if the champion changed meanwhile, GateRefused if
     forecasts over HTTP are not those in memory.
     """
-    registry, config = services.registry(), services.config
+    registry = services.registry()
     champion = champion_of(registry)
     older = registry.version(to)
     current, source = (
@@ -78,16 +78,7 @@ def rollback_series(
         )
     record = _record(version, champion, older, series, now, reason)
     entry = registry.promote(version.version, record, champion.version, now)
-    event = {
-        "run_id": version.run_id,
-        "model_uri": f"models:/{config.name}/{version.version}",
-        "model_type": version.kind,
-        "config_hash": config.digest(),
-        "score": None,
-        "version": version.version,
-        "previous": champion.version,
-    }
-    services.events.publish("model-selected", event)
+    tell_selected(services, version, entry)
     return SeriesRollback(version, champion, entry)
 
 

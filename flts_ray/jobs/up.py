@@ -28,7 +28,8 @@ from flts_ray.events import TOPICS
 from flts_ray.jobs.announce import announce, announced
 from flts_ray.jobs.folder import local_folder
 from flts_ray.jobs.interrupt import interrupt_on_sigterm
-from flts_ray.local.stack import Addresses, Plan, Stack, in_use, make, sole_user, take
+from flts_ray.local.s3 import check_bucket
+from flts_ray.local.stack import S3, Addresses, Plan, Stack, in_use, make, sole_user, take
 from flts_ray.local.stop_pipe import ask_to_stop, stop_when_asked
 from flts_ray.narrate import set_up_logging
 from flts_ray.s3_clients import endpoint
@@ -133,12 +134,21 @@ def adopt_local(config: Config) -> None:
     """Use the S3 server that runs here, where an address needs one and the environment has none.
 
     Call it before Ray starts, so that its workers inherit the address and the keys. An environment
-    that names an endpoint is left as it is.
+    that names an endpoint is left as it is. Raises Unavailable if the root was kept here and no
+    server runs: without an endpoint, clients would look for the bucket at AWS.
     """
-    found = running(config) if _buckets(config) and endpoint() is None else None
+    if not _buckets(config) or endpoint() is not None:
+        return
+    found = running(config)
     if found is not None and found.s3:
         os.environ.pop(_SESSION, None)
         os.environ.update(found.environment)
+    elif config.root.startswith("s3://") and (kept := up_folder(config) / S3).is_dir():
+        raise Unavailable(
+            f"{config.root} is kept by the S3 server of this machine ({kept}), which does not "
+            "run: start it with `flts up -c` and this configuration, or name another server in "
+            "AWS_ENDPOINT_URL"
+        )
 
 
 def up_folder(config: Config) -> Path:
@@ -149,7 +159,8 @@ def up_folder(config: Config) -> Path:
 def plan_of(config: Config, *, s3: bool = True) -> Plan:
     """Topics and buckets of a configuration; no topics where it names a broker of its own.
 
-    Raises ConfigError for a secured stream without a broker: the local one speaks plain text.
+    Raises ConfigError for a secured stream without a broker, since the local one speaks plain
+    text, and for a bucket with a name that S3 does not allow.
     """
     stream = config.stream
     topics: dict[str, int] = {}
@@ -161,7 +172,10 @@ def plan_of(config: Config, *, s3: bool = True) -> Plan:
             )
         topics = {stream.topic: stream.partitions, f"DLQ-{stream.topic}": stream.partitions}
         topics |= {topic: 1 for topic in TOPICS if topic not in topics}
-    return Plan(topics, (_buckets(config) or (BUCKET,)) if s3 else ())
+    buckets = (_buckets(config) or (BUCKET,)) if s3 else ()
+    for bucket in buckets:
+        check_bucket(bucket)
+    return Plan(topics, buckets)
 
 
 def _buckets(config: Config) -> tuple[str, ...]:
@@ -249,9 +263,8 @@ def _awaited(
             return None
         if code is not None or time.monotonic() > limit:
             why = (folder / LOG).read_bytes()[begin:].decode(errors="replace").strip()
-            raise Unavailable(
-                f"`flts up` failed: {why.rpartition('error: ')[2] or f'exit code {code}'}"
-            )
+            kind = ConfigError if code == ConfigError.exit_code else Unavailable
+            raise kind(f"`flts up` failed: {why.rpartition('error: ')[2] or f'exit code {code}'}")
         time.sleep(0.05)
     if announced(folder, NAME).get(_PROCESS) != str(process.pid):
         _end(process)

@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 LOCK = "server.lock"
+_DATABASE, _UNFINISHED = "mlflow.db", "unfinished"
 
 
 class MlflowServer:
@@ -51,6 +52,7 @@ class MlflowServer:
             env=ENVIRONMENT,
             lock=self.folder / LOCK,
             users=users,
+            before=self._forget_unfinished,
             note=self.uri,
         )
 
@@ -62,6 +64,7 @@ class MlflowServer:
     def wait(self, timeout_s: float = 90.0) -> None:
         """Wait until it answers. Raises Unavailable with the end of its log."""
         self._process.wait_until(self._answers, timeout_s)
+        database_made(self.folder)
 
     def stop(self) -> None:
         self._process.stop()
@@ -87,7 +90,7 @@ class MlflowServer:
         names = dict.fromkeys((host, "127.0.0.1", "localhost"))
         return [
             *(sys.executable, "-m", "mlflow", "server"),
-            *("--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"),
+            *("--backend-store-uri", f"sqlite:///{self.folder / _DATABASE}"),
             *("--artifacts-destination", str(self.folder / "artifacts")),
             "--serve-artifacts",
             *("--workers", "1"),
@@ -98,6 +101,20 @@ class MlflowServer:
 
     def _answers(self) -> bool:
         return answers(self.uri)
+
+    def _forget_unfinished(self) -> None:
+        """Remove a database whose making was cut off: it cannot be repaired, and holds nothing."""
+        mark = self.folder / _UNFINISHED
+        if mark.exists():
+            for path in self.folder.glob(f"{_DATABASE}*"):
+                path.unlink()
+        if not (self.folder / _DATABASE).exists():
+            mark.touch()
+
+
+def database_made(folder: Path) -> None:
+    """To be said by everybody who has seen the server of a folder answer, before using it."""
+    (Path(folder) / _UNFINISHED).unlink(missing_ok=True)
 
 
 def answers(uri: str) -> bool:

@@ -49,7 +49,8 @@ class ManagedProcess:
     `env` is added to this process's environment; the output is appended to `log`. With `lock`,
     only one process at a time starts for that file; `note` (an address) is what the second one
     is told. With `users`, a file, the command goes on after `stop` and after the starter's death
-    while anybody holds a shared lock on it. `grace_s`: seconds between SIGTERM and SIGKILL.
+    while anybody holds a shared lock on it. `before` runs when the lock is held and the command is
+    about to start. `grace_s`: seconds between SIGTERM and SIGKILL.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ManagedProcess:
         lock: Path | None = None,
         note: str = "",
         users: Path | None = None,
+        before: Callable[[], None] | None = None,
         grace_s: float = 5.0,
     ) -> None:
         self.name = name
@@ -72,6 +74,7 @@ class ManagedProcess:
         self._lock = lock
         self._note = note
         self._users = users
+        self._before = before
         self._grace_s = grace_s
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
@@ -81,6 +84,8 @@ class ManagedProcess:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         held = [] if self._lock is None else [self._acquire(self._lock)]
         try:
+            if self._before is not None:
+                self._before()
             with self.log.open("ab") as output:
                 self._log_start = output.tell()
                 self._process = subprocess.Popen(

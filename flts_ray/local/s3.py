@@ -2,12 +2,18 @@
 
 Design choices: all ten ports are free ones, since the defaults clash with others' (Ray Serve's
 metrics among them), but a server that is started again keeps its address if it can; keys are random
-for each object; usage statistics, WebDAV and the catalogues are off; the bucket exists when the
-server is called healthy.
+for each object, those with which the server's parts sign what they ask of each other as well, so
+that no part answers over HTTP what S3 would not; only the owner may look into the folder; usage
+statistics, WebDAV and the catalogues are off; the bucket exists when the server is called healthy.
+What is left open: the parts' gRPC ports on the loopback interface ask for no key, and give names of
+objects, not their content, to other users of this machine, who could also delete them. Where
+strangers have accounts, use a server of your own.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import secrets
 import shutil
 import sys
@@ -34,21 +40,30 @@ _SWITCHES = (
     "-s3.port.lance=0",
     "-s3.autoCreateBucket=false",
 )
+_SIGNED = (
+    "WEED_JWT_SIGNING_KEY",
+    "WEED_JWT_SIGNING_READ_KEY",
+    "WEED_JWT_FILER_SIGNING_KEY",
+    "WEED_JWT_FILER_SIGNING_READ_KEY",
+)
+"""Keys of the parts for each other: without them the filer serves every object to everybody."""
+_BUCKET = re.compile(r"(?!.*(\.\.|\.-|-\.))[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 class S3Server:
     """Context manager around a server that keeps its objects in `folder`.
 
-    `bucket` has at least three letters; `port` is taken if it is free. Raises Unavailable if the
-    server is not installed or does not start, Conflict if one runs in `folder`.
+    `port` is taken if it is free; `ports` are those of all parts, of which only S3's is for use.
+    Raises ConfigError for a bucket that `check_bucket` refuses,
+    Unavailable if the server is not installed or does not start, Conflict if one runs in `folder`.
     """
 
     def __init__(self, folder: str | Path, bucket: str = "flts", port: int | None = None) -> None:
-        if len(bucket) < 3:
-            raise ConfigError(f"bucket {bucket!r}: S3 wants at least three letters")
+        check_bucket(bucket)
         self.folder = Path(folder).resolve()
         self.bucket = bucket
         self.port = port or 0
+        self.ports: dict[str, int] = {}
         self._key, self._secret = secrets.token_hex(10), secrets.token_hex(20)
         self._process: ManagedProcess | None = None
 
@@ -73,15 +88,16 @@ class S3Server:
         """Start and wait until the bucket can be used."""
         data = self.folder / "objects"
         data.mkdir(parents=True, exist_ok=True)
-        ports = dict(zip(_PORTS, _free_ports(len(_PORTS), self.port), strict=True))
-        self.port = ports["s3.port"]
-        flags = [f"-{name}={port}" for name, port in ports.items()]
+        data.chmod(0o700)
+        self.ports = dict(zip(_PORTS, _free_ports(len(_PORTS), self.port), strict=True))
+        self.port = self.ports["s3.port"]
+        flags = [f"-{name}={port}" for name, port in self.ports.items()]
         place = [f"-dir={data}", f"-ip={_HOST}", f"-ip.bind={_HOST}"]
         self._process = ManagedProcess(
             [_binary(), "mini", *place, *flags, *_SWITCHES],
             name="SeaweedFS",
             log=self.folder / "seaweedfs.log",
-            env={**self.environment(), "S3_BUCKET": self.bucket},
+            env={**self.environment(), **_signing_keys(), "S3_BUCKET": self.bucket},
             lock=self.folder / LOCK,
             note=f"http://{_HOST}:{self.port}",
         )
@@ -123,6 +139,28 @@ class S3Server:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def check_bucket(name: str) -> None:
+    """Raises ConfigError for a name that S3 does not allow."""
+    if _BUCKET.fullmatch(name) is None or _is_address(name):
+        raise ConfigError(
+            f"bucket {name!r}: S3 wants 3 to 63 lower-case letters, digits, dots and hyphens, a "
+            "letter or digit at both ends and around every dot, and no IP address; choose another "
+            "name"
+        )
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.IPv4Address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _signing_keys() -> dict[str, str]:
+    return {name: secrets.token_hex(20) for name in _SIGNED}
 
 
 def administration(environment: Mapping[str, str]) -> Any:

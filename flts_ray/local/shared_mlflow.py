@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from flts_ray.errors import Conflict, Unavailable
-from flts_ray.local.mlflow_server import LOCK, MlflowServer, answers
+from flts_ray.local.mlflow_server import LOCK, MlflowServer, answers, database_made
 
 USERS = "users.lock"
 
@@ -45,6 +45,7 @@ class SharedMlflow:
         while self._server is None:
             uri = _told(self.folder)
             if uri and answers(uri):
+                database_made(self.folder)
                 return uri
             if time.monotonic() > limit:
                 raise Unavailable(

@@ -2,7 +2,8 @@
 
 Design choices: means and quantiles are averaged level by level (Vincentization, Ratcliff 1979;
 Lichtendahl, Grushka-Cockayne & Winkler 2013), so quantiles never cross and the blend is a
-model like any other; row 0 of the table serves every series without a row of its own, and
+model like any other; means have weights of their own, because what is best for squared errors
+need not be best for quantiles; row 0 of the table serves every series without a row of its own, and
 series never seen before; there, members that know only their own series stand back and the
 others share their weight; a member is asked only about windows in which it has weight; members
 are stored whole, each with its own specification, in the same two files as a single model; a
@@ -25,36 +26,48 @@ from flts_ray.models.base import Fitted, Forecast, ModelSpec, forecaster
 from flts_ray.prepare.arrays import SeriesStats, Windows
 
 KIND = "blend"
-TABLE = ("weights", "row_of_series", "shifts", "shift_of_row", "shift_owner")
+TABLE = ("weights", "mean_weights", "row_of_series", "shifts", "shift_of_row", "shift_owner")
 
 
 @dataclass(frozen=True)
 class WeightTable:
     """Which members serve which series, and how their quantiles are corrected.
 
-    weights: float64 [R, M], not negative, every row sums to one. row_of_series: int64 [S], the
-    row of each series in `Blend.stats`. shifts: float64 [K, H, Q], corrections as `fit_shift`
-    gives them; shift_of_row: int64 [R]; shift_owner: int64 [K], the member by whose statistics
-    a correction is scaled.
+    weights, mean_weights: float64 [R, M], of quantiles and of means; not negative, every row
+    sums to one. row_of_series: int64 [S], the row of each series in `Blend.stats`. shifts:
+    float64 [K, H, Q], corrections as `fit_shift` gives them; shift_of_row: int64 [R];
+    shift_owner: int64 [K], the member by whose statistics a correction is scaled.
     """
 
     weights: np.ndarray
+    mean_weights: np.ndarray
     row_of_series: np.ndarray
     shifts: np.ndarray
     shift_of_row: np.ndarray
     shift_owner: np.ndarray
 
     @classmethod
-    def of(cls, weights: np.ndarray, row_of_series: np.ndarray, shift: np.ndarray) -> WeightTable:
-        """A table whose rows share one correction, float64 [H, Q]."""
-        owner = int(np.argmax(weights[0]))
+    def of(
+        cls,
+        weights: np.ndarray,
+        row_of_series: np.ndarray,
+        shift: np.ndarray,
+        mean_weights: np.ndarray | None = None,
+    ) -> WeightTable:
+        """A table whose rows share one correction, float64 [H, Q]; means as quantiles if None."""
         return cls(
             np.asarray(weights, np.float64),
+            np.asarray(weights if mean_weights is None else mean_weights, np.float64),
             np.asarray(row_of_series, np.int64),
             np.asarray(shift, np.float64)[None],
             np.zeros(len(weights), np.int64),
-            np.array([owner], np.int64),
+            np.array([np.argmax(weights[0])], np.int64),
         )
+
+    @property
+    def share(self) -> np.ndarray:
+        """The larger of a member's two weights, zero where it is not asked: float64 [R, M]."""
+        return np.maximum(self.weights, self.mean_weights)
 
     def rows_for(self, known: np.ndarray) -> np.ndarray:
         """Rows of series by their position in the statistics, -1 for one never seen: int64 [n]."""
@@ -85,28 +98,29 @@ class Blend:
             )
         known = calibrate.known_rows(windows.ids, self.stats)
         rows = self.table.rows_for(known)
-        weights = self._weights(windows, known, rows)
+        level, centre = (
+            self._weights(table[rows], windows, known)
+            for table in (self.table.weights, self.table.mean_weights)
+        )
         mean = np.zeros((len(windows), task.horizon))
         quantiles = np.zeros((len(windows), task.horizon, len(task.levels)))
         for number, member in enumerate(self.members):
-            at = np.flatnonzero(weights[:, number] > 0)
+            at = np.flatnonzero(np.maximum(level[:, number], centre[:, number]) > 0)
             if len(at):
                 found = member.forecast(_taken(windows, at).last(member.spec.lookback))
-                share = weights[at, number, None]
-                mean[at] += share * found.mean
-                quantiles[at] += share[..., None] * found.quantiles
+                mean[at] += centre[at, number, None] * found.mean
+                quantiles[at] += level[at, number, None, None] * found.quantiles
         shifted = self._shifted(quantiles, windows, rows)
         return Forecast(windows.ids, windows.origin_us, task.levels, mean, shifted)
 
     def weights_of(self, series: str) -> dict[str, float]:
-        """Members with weight in the forecasts of a series, by name; of a new one too."""
+        """Members with weight in the quantiles of a series, by name; of a new one too."""
         rows = self.table.rows_for(calibrate.known_rows([series], self.stats))
         row = self.table.weights[rows[0]]
         return {name: float(w) for name, w in zip(self.names, row, strict=True) if w > 0}
 
-    def _weights(self, windows: Windows, known: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Weights of each window, float64 [n, M]."""
-        weights = self.table.weights[rows]
+    def _weights(self, weights: np.ndarray, windows: Windows, known: np.ndarray) -> np.ndarray:
+        """Weights of each window, float64 [n, M], with those of new series shared out again."""
         bound = np.array([member.spec.needs_known_series for member in self.members])
         new = np.flatnonzero(known < 0)
         if not len(new) or not bound.any():
@@ -181,11 +195,12 @@ def blend_of(
     first = members[0][1]
     stats = stats or first.stats
     used_rows = np.unique(np.concatenate([[0], table.row_of_series]))
-    kept = np.flatnonzero(table.weights[used_rows].max(axis=0) > 0)
+    kept = np.flatnonzero(table.share[used_rows].max(axis=0) > 0)
     slot = {int(row): at for at, row in enumerate(used_rows)}
     shifts, shift_of_row = np.unique(table.shift_of_row[used_rows], return_inverse=True)
     smaller = WeightTable(
         table.weights[np.ix_(used_rows, kept)],
+        table.mean_weights[np.ix_(used_rows, kept)],
         np.array([slot[int(row)] for row in table.row_of_series], np.int64),
         table.shifts[shifts],
         shift_of_row.astype(np.int64),
@@ -198,14 +213,17 @@ def blend_of(
         lookback=max(fitted.spec.lookback for _, fitted in chosen),
         contract=first.spec.contract,
         params={"members": [name for name, _ in chosen]},
-        needs_known_series=all(
-            fitted.spec.needs_known_series
-            for (_, fitted), weight in zip(chosen, smaller.weights[0], strict=True)
-            if weight > 0
-        ),
+        needs_known_series=_needs_known(smaller, [fitted for _, fitted in chosen]),
     )
     names = tuple(name for name, _ in chosen)
     return checked(Blend(spec, stats, names, tuple(fitted for _, fitted in chosen), smaller))
+
+
+def _needs_known(table: WeightTable, members: Sequence[Fitted]) -> bool:
+    """True if no member that takes any series has weight in the row of new ones."""
+    free = np.array([not member.spec.needs_known_series for member in members])
+    rows = (table.weights[0], table.mean_weights[0])
+    return not all(bool((row[free] > 0).any()) for row in rows)
 
 
 def checked(blend: Blend) -> Blend:
@@ -215,6 +233,7 @@ def checked(blend: Blend) -> Blend:
     rows, shifts = len(table.weights), len(table.shifts)
     shapes = {
         "weights": (rows, size),
+        "mean_weights": (rows, size),
         "row_of_series": (len(blend.stats.ids),),
         "shifts": (shifts, task.horizon, len(task.levels)),
         "shift_of_row": (rows,),
@@ -228,8 +247,7 @@ def checked(blend: Blend) -> Blend:
         found = getattr(table, name)
         if found.dtype != np.int64 or ((found < 0) | (found >= bound)).any():
             raise _refused(f"{name} points outside of its {bound} entries")
-    whole = np.isfinite(table.shifts).all() and np.isfinite(table.weights).all()
-    if not whole or (table.weights < 0).any() or (abs(table.weights.sum(1) - 1) > 1e-9).any():
+    if not (np.isfinite(table.shifts).all() and _proper(table.weights, table.mean_weights)):
         raise _refused("weights must be finite, not negative, and sum to one in every row")
     for member in blend.members:
         if (member.spec.task, member.spec.contract) != (task, spec.contract):
@@ -237,6 +255,11 @@ def checked(blend: Blend) -> Blend:
         if member.spec.lookback > spec.lookback or member.spec.kind == KIND:
             raise _refused(f"member {member.spec.kind} does not fit into it")
     return blend
+
+
+def _proper(*tables: np.ndarray) -> bool:
+    found = np.concatenate(tables)
+    return bool((found >= 0).all() and (np.abs(found.sum(axis=1) - 1) <= 1e-9).all())
 
 
 def _member(

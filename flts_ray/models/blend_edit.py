@@ -38,28 +38,47 @@ def with_series_from(current: Blend, older: Blend, series: str, mark: str) -> Bl
     source = older.table.row_of_series[there]
     members = list(zip(current.names, current.members, strict=True))
     column: dict[int, int] = {}
-    for number in (int(at) for at in np.flatnonzero(older.table.weights[source] > 0)):
+    for number in (int(at) for at in np.flatnonzero(older.table.share[source] > 0)):
         found = _index_of(older.members[number], [fitted for _, fitted in members])
         if found is None:
             members.append((f"{older.names[number]}{mark}", older.members[number]))
         column[number] = len(members) - 1 if found is None else found
-    table, row = current.table, np.zeros((1, len(members)))
-    for number, at in column.items():
-        row[0, at] = older.table.weights[source, number]
-    wide = np.pad(table.weights, ((0, 0), (0, len(members) - len(current.members))))
-    _check_change(current, older, series, np.array_equal(wide[table.row_of_series[here]], row[0]))
+    table, size = current.table, len(members)
+    weights, mean_weights = (
+        np.concatenate([_wide(mine, size), _moved(theirs[source], column, size)])
+        for mine, theirs in (
+            (table.weights, older.table.weights),
+            (table.mean_weights, older.table.mean_weights),
+        )
+    )
+    before = int(table.row_of_series[here])
+    same = all(np.array_equal(one[before], one[-1]) for one in (weights, mean_weights))
+    _check_change(current, older, series, same)
     row_of_series = table.row_of_series.copy()
-    row_of_series[here] = len(wide)
+    row_of_series[here] = len(weights) - 1
     shift = int(older.table.shift_of_row[source])
     owner = int(older.table.shift_owner[shift])
     joined = WeightTable(
-        np.concatenate([wide, row]),
+        weights,
+        mean_weights,
         row_of_series,
         np.concatenate([table.shifts, older.table.shifts[shift : shift + 1]]),
         np.append(table.shift_of_row, len(table.shifts)),
         np.append(table.shift_owner, column.get(owner, next(iter(column.values())))),
     )
     return blend_of(members, joined, current.stats)
+
+
+def _wide(weights: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(weights, ((0, 0), (0, size - weights.shape[1])))
+
+
+def _moved(row: np.ndarray, column: dict[int, int], size: int) -> np.ndarray:
+    """A row whose members stand in other columns, float64 [1, size]."""
+    found = np.zeros((1, size))
+    for number, at in column.items():
+        found[0, at] = row[number]
+    return found
 
 
 def known_row(blend: Blend, series: str) -> int:

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from flts_ray.models.recurrent_read import ReadGRU, ReadLSTM
+
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
@@ -38,15 +40,12 @@ def read_by_hand(layers: nn.RNNBase, x: torch.Tensor) -> list[State]:
     for layer in range(layers.num_layers):
         if layer:
             x = functional.dropout(x, layers.dropout, layers.training)
-        ahead = _from_input(layers, layer, x)
-        zero = x.new_zeros(len(x), layers.hidden_size)
-        state = State(zero, zero if isinstance(layers, nn.LSTM) else None)
-        outputs = []
-        for step in range(x.shape[1]):
-            state = _step(ahead[:, step], _from_state(layers, layer, state.hidden), state)
-            outputs.append(state.hidden)
-        x = torch.stack(outputs, dim=1) if layer + 1 < layers.num_layers else x
-        states.append(state)
+        ahead = _from_input(layers, layer, x).transpose(0, 1)
+        weight, bias = (getattr(layers, f"{name}_hh_l{layer}") for name in ("weight", "bias"))
+        run = ReadLSTM if isinstance(layers, nn.LSTM) else ReadGRU
+        outputs, *more = run.apply(ahead, weight, bias)
+        states.append(State(outputs[-1], more[0][0] if isinstance(layers, nn.LSTM) else None))
+        x = outputs.transpose(0, 1)
     return states
 
 
@@ -69,7 +68,7 @@ def step_from(layers: nn.RNNBase, x: torch.Tensor, states: list[State]) -> torch
 def _from_input(layers: nn.RNNBase, layer: int, x: torch.Tensor) -> torch.Tensor:
     weight, bias = (getattr(layers, f"{name}_ih_l{layer}") for name in ("weight", "bias"))
     flat = functional.linear(x.reshape(-1, x.shape[-1]), weight, bias)
-    return flat.reshape(*x.shape[:-1], -1)
+    return flat.reshape(*x.shape[:-1], len(weight))
 
 
 def _from_state(layers: nn.RNNBase, layer: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -79,13 +78,14 @@ def _from_state(layers: nn.RNNBase, layer: int, hidden: torch.Tensor) -> torch.T
 
 def _step(ahead: torch.Tensor, back: torch.Tensor, state: State) -> State:
     """ahead, back: the gates' shares of input and state, [..., 3 or 4 times hidden]."""
-    size = state.hidden.shape[-1]
     if state.cell is None:
-        gates = torch.sigmoid(ahead[..., : 2 * size] + back[..., : 2 * size])
-        reset, keep = gates[..., :size], gates[..., size:]
-        new = torch.tanh(ahead[..., 2 * size :] + reset * back[..., 2 * size :])
+        (read_in, keep_in, new_in), (read_on, keep_on, new_on) = (
+            ahead.chunk(3, -1),
+            back.chunk(3, -1),
+        )
+        keep = torch.sigmoid(keep_in + keep_on)
+        new = torch.tanh(new_in + torch.sigmoid(read_in + read_on) * new_on)
         return State(new + keep * (state.hidden - new), None)
-    gates = ahead + back
-    let_in, keep, out = (torch.sigmoid(gates[..., at * size : (at + 1) * size]) for at in (0, 1, 3))
-    cell = keep * state.cell + let_in * torch.tanh(gates[..., 2 * size : 3 * size])
-    return State(out * torch.tanh(cell), cell)
+    let_in, keep, new, out = (ahead + back).chunk(4, -1)
+    cell = torch.sigmoid(keep) * state.cell + torch.sigmoid(let_in) * torch.tanh(new)
+    return State(torch.sigmoid(out) * torch.tanh(cell), cell)

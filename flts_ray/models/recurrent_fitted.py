@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from flts_ray.errors import DataError
 from flts_ray.models.base import Forecast, ModelSpec
 from flts_ray.models.calibrate import apply_shift
+from flts_ray.models.recurrent_fitted_stack import check_windows
 from flts_ray.models.recurrent_inputs import ColumnScaling, predict, prepared
 from flts_ray.models.recurrent_linear import Shrinkage
 from flts_ray.models.recurrent_net import SegmentNet
@@ -49,13 +49,8 @@ class FittedRecurrent:
 
     def forecast(self, windows: Windows) -> Forecast:
         """Forecast windows of any series. Raises DataError for a wrong lookback or horizon."""
+        check_windows(self.spec, windows)
         task, lookback = self.spec.task, self.spec.lookback
-        if windows.lookback < lookback or windows.horizon != task.horizon:
-            raise DataError(
-                f"{self.spec.kind} needs {lookback} past steps and forecasts {task.horizon}; "
-                f"the windows have {windows.lookback} and ask for {windows.horizon}",
-                field="history",
-            )
         chunks = prepared(windows, lookback, self.scaling, self.centre)
         found = predict(self.net, chunks)
         return Forecast(
@@ -69,7 +64,7 @@ class FittedRecurrent:
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Shape of the network; weights, column scaling and calibration as float32 arrays."""
         weights = {f"net.{n}": w.float().numpy() for n, w in self.net.state_dict().items()}
-        values = values_of(self.net.shape, self.scaling, self.centre, self.ridge)
+        values = values_of(self.net.shape, self.scaling, self.centre, self.ridge, series=0)
         return values, {**weights, **columns_of(self.scaling), "shift": self.shift}
 
 
@@ -77,7 +72,7 @@ def restored(
     spec: ModelSpec, stats: SeriesStats, values: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> FittedRecurrent:
     """Rebuild a model from its state. Raises ArtifactError for any name, shape or type off."""
-    stored = read_values(spec, values)
+    stored = read_values(spec, values, series=0)
     net = network_on_paper(stored.shape)
     expected = {f"net.{name}": tuple(w.shape) for name, w in net.state_dict().items()}
     expected["shift"] = (stored.horizon, len(stored.levels))

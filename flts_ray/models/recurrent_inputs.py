@@ -3,9 +3,9 @@
 Design choices: covariates are scaled with the mean and spread of all training steps pooled,
 because a forecast for a series never seen before has nothing else; scaled covariates are bounded,
 so that a value far outside training bends a forecast instead of breaking it; a cycle of the
-calendar that the window shows twice is read from there, because its columns would only let the
-network tell one week of training from another; windows are normalised in float64, because a small
-cycle on a large level is lost in float32.
+calendar that the window shows twice is read from there, because where no event depends on it its
+columns would only let the network tell one week of training from another; windows are normalised
+in float64, because a small cycle on a large level is lost in float32.
 """
 
 from __future__ import annotations
@@ -80,15 +80,16 @@ def training_rows(data: SeriesArrays) -> np.ndarray:
 def fit_columns(data: SeriesArrays, rows: np.ndarray, lookback: int) -> ColumnScaling:
     """Learn the scaling of every covariate on the training steps `rows`.
 
-    Left out are calendar columns whose cycle the training span does not show twice, or whose
-    cycle every window of `lookback` steps shows twice.
+    Left out are calendar columns whose cycle the training span does not show twice, and those
+    whose cycle every window of `lookback` steps shows twice, unless there are events: what a
+    holiday does to a load depends on the hour.
     """
     moments = [_moments(columns) for columns in (data.past[rows], data.future[rows], data.static)]
     contract = data.contract
     names, freq = contract.calendar, contract.freq
     learned = shown_columns(names, freq, int(data.train_end.max(initial=0)))
-    told = {name for name in shown_columns(names, freq, lookback) if name != HOLIDAY_COLUMN}
     events = (*contract.known_future, *(name for name in names if name == HOLIDAY_COLUMN))
+    told = () if events else shown_columns(names, freq, lookback)
     cycles = [name for name in learned if name not in told and name not in events]
     (past, future, static) = moments
     return ColumnScaling(

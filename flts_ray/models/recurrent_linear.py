@@ -85,7 +85,7 @@ def seasonal_prior(lags: int, horizon: int, season: int, decay: float) -> torch.
     prior = torch.zeros(lags, horizon, dtype=torch.float64)
     for step in range(horizon if decay else 0):
         first = (step // season + 1) * season - step
-        at = torch.arange(first, lags + 1, season)
+        at = torch.tensor(range(first, lags + 1, season), dtype=torch.long)
         weights = decay ** torch.arange(len(at), dtype=torch.float64)
         prior[lags - at, step] = weights / weights.sum().clamp_min(1.0)
     return prior

@@ -135,21 +135,30 @@ class SegmentNet(nn.Module):
     def forward(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns mean [n, H] and quantiles [n, H, Q] in normalised units."""
         raw = self._decode(inputs, self._encode(inputs))
-        lags = self.shape.lags
-        median = raw[..., 0] + (inputs.z[:, -lags:] @ self.linear.T if lags else 0.0)
-        quantiles = _around(median, functional.softplus(raw[..., 2:]), self.shape.levels)
+        median = raw[..., 0] + self._linear_part(inputs.z)
+        # The whole of `raw` lies together in memory, which its slice does not.
+        quantiles = _around(median, functional.softplus(raw)[..., 2:], self.shape.levels)
         # In units of the band, so that a wide last step does not blur the mean of a narrow first.
         width = (quantiles[..., -1] - quantiles[..., 0]).detach()
         return median + raw[..., 1] * width, quantiles
 
+    def _linear_part(self, z: torch.Tensor) -> torch.Tensor:
+        """What the fixed map says: [n, H], or nothing to add where there is none."""
+        lags = self.shape.lags
+        if not lags:
+            return z.new_zeros(())
+        # Not in half precision: what the map loses would be noise for the network to learn from.
+        with torch.autocast(z.device.type, enabled=False):
+            return z[:, -lags:] @ self.linear.T
+
     def _encode(self, inputs: Inputs) -> list[State]:
-        n, lookback = inputs.z.shape
-        marks = (inputs.observed,) if self.shape.marked else ()
+        shape, n = self.shape, len(inputs.z)
+        marks = (inputs.observed,) if shape.marked else ()
         steps = torch.stack([inputs.z, *marks], dim=-1)
-        steps = torch.cat([steps, inputs.seen], dim=-1) if self.shape.seen else steps
-        count = lookback // self.shape.segment
-        embedded = functional.relu(self.embed(steps.reshape(n * count, -1)))
-        segments = self.dropout(embedded).reshape(n, count, -1)
+        steps = torch.cat([steps, inputs.seen], dim=-1) if shape.seen else steps
+        count = shape.lookback // shape.segment
+        embedded = functional.relu(self.embed(steps.reshape(n * count, self.embed.in_features)))
+        segments = self.dropout(embedded).reshape(n, count, shape.hidden)
         return (read_by_hand if self.by_hand else read)(self.cell, segments)
 
     def _decode(self, inputs: Inputs, states: list[State]) -> torch.Tensor:
@@ -159,13 +168,14 @@ class SegmentNet(nn.Module):
         if self.known is not None:
             width = shape.tokens * shape.segment
             padded = functional.pad(inputs.ahead, (0, 0, 0, width - shape.horizon))
-            known = self.known(padded.reshape(n * shape.tokens, -1))
-            token = token + known.reshape(n, shape.tokens, -1)
+            known = self.known(padded.reshape(n * shape.tokens, self.known.in_features))
+            token = token + known.reshape(n, shape.tokens, shape.hidden)
         if self.about is not None:
             token = token + self.about(inputs.static)[:, None]
         decoded = self.dropout(step_from(self.cell, token, states))
-        raw = self.head(decoded.reshape(n * shape.tokens, -1))
-        return raw.reshape(n, shape.tokens * shape.segment, -1)[:, : shape.horizon]
+        raw = self.head(decoded.reshape(n * shape.tokens, shape.hidden))
+        numbers = len(shape.levels) + 1
+        return raw.reshape(n, shape.tokens * shape.segment, numbers)[:, : shape.horizon]
 
 
 def _around(median: torch.Tensor, gaps: torch.Tensor, levels: tuple[float, ...]) -> torch.Tensor:
@@ -193,7 +203,7 @@ def forecast_loss(
     """
     mean, quantiles = forecast
     error = target[..., None] - quantiles
-    pinball = torch.maximum(levels * error, (levels - 1.0) * error).mean(-1) * weight
+    pinball = (levels * error + functional.relu(-error)).mean(-1) * weight
     squared = functional.huber_loss(mean * weight, target * weight, reduction="none", delta=3.0)
     total = counted.sum().clamp_min(1.0)
     sharp = (pinball * counted).sum() / total

@@ -7,6 +7,7 @@ done; what is left open follows from the season and from how long the training h
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,12 @@ from flts_ray.errors import ConfigError, DataError
 from flts_ray.prepare.arrays import SeriesArrays
 
 MIN_SEGMENTS, MAX_SEGMENTS = 8, 30
-MIN_DRAWN, MAX_DRAWN = 8192, 32_768
+GLOBAL_DEFAULTS = MappingProxyType(
+    {"hidden": 64, "dropout": 0.1, "lr": 2e-3, "batch": 128, "windows_per_epoch": 8192}
+)
+OWN_DEFAULTS = MappingProxyType(
+    {"hidden": 16, "dropout": 0.0, "lr": 1e-2, "batch": 16, "windows_per_epoch": 256}
+)
 LONGEST = 720
 """Most steps of a lookback that nobody asked for, unless two seasons are longer."""
 SPANS = 4
@@ -28,26 +34,31 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    group: Literal["global", "per_series"] = "global"
+    """One network for all series, or a small one of its own for each, trained as one job."""
     lookback: int | None = Field(None, ge=2, le=100_000)
-    """Past steps the network reads, rounded to whole segments; None: a quarter of the training
-    span, at most 720, but two seasons if half of the span holds them."""
+    """Past steps the network reads, rounded to whole segments; None: two seasons if half of the
+    training span holds them, and for one network for all at least a quarter of it, up to 720."""
     segment: int | None = Field(None, ge=1, le=10_000)
     """Steps in a segment; None: about a quarter of a season, 8 to 30 segments in all."""
-    hidden: int = Field(64, ge=1, le=4096)
+    hidden: int | None = Field(None, ge=1, le=4096)
+    """None: 64, and 16 in a network of one series."""
     layers: int = Field(1, ge=1, le=8)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    lr: float = Field(1e-3, gt=0, le=1)
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """None: 0.1, and none in a network of one series."""
+    lr: float | None = Field(None, gt=0, le=1)
+    """Highest learning rate; None: 0.002, and 0.01 in a network of one series."""
     weight_decay: float = Field(1e-2, ge=0)
-    batch: int = Field(128, ge=1, le=65_536)
-    """Windows in one gradient step."""
-    epochs: int = Field(10, ge=1, le=10_000)
+    batch: int | None = Field(None, ge=1, le=65_536)
+    """Windows in one gradient step; None: 128, and 16 in a network of one series."""
+    epochs: int = Field(12, ge=1, le=10_000)
     patience: int = Field(3, ge=1)
     """Epochs without a better validation loss before training stops."""
     refit_epochs: int = Field(0, ge=0, le=10_000)
     """Epochs of training and validation windows after the best epoch was chosen; 0: none, which
     keeps the bands as calibrated. A few pay where the newest weeks are unlike the rest."""
     windows_per_epoch: int | None = Field(None, ge=1)
-    """None: half of the training windows, 8,192 to 32,768."""
+    """Windows of one epoch; None: 8,192, and 256 in a network of one series."""
     mean_weight: float = Field(0.1, ge=0)
     """Weight of the mean's Huber loss beside the quantiles' pinball loss."""
     average: float = Field(0.97, ge=0, lt=1)
@@ -59,9 +70,12 @@ class Settings(BaseModel):
     max_lags: int = Field(720, ge=1, le=4096)
     """Most steps the ridge regression reads."""
 
-    def drawn(self, windows: int) -> int:
-        """Windows of one epoch, of so many in the training span."""
-        return self.windows_per_epoch or min(max(windows // 2, MIN_DRAWN), MAX_DRAWN)
+    def settled(self, lookback: int, segment: int) -> Settings:
+        """The same with a value for everything that was left open."""
+        own = self.group == "per_series"
+        defaults = OWN_DEFAULTS if own else GLOBAL_DEFAULTS
+        opened = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return self.model_copy(update={**opened, "lookback": lookback, "segment": segment})
 
 
 def settings_of(kind: str, params: Mapping[str, Any]) -> Settings:
@@ -82,7 +96,8 @@ def geometry(kind: str, settings: Settings, data: SeriesArrays, horizon: int) ->
     if lookback is None:
         typical = int(np.median(data.train_end)) - horizon if data.n_series else 0
         room = max(typical, longest // 2)
-        whole = min(LONGEST, room // SPANS) // season * season
+        most = LONGEST if settings.group == "global" else 0
+        whole = min(most, room // SPANS) // season * season
         wanted = max(whole, 2 * season, horizon, 16, 2 * (settings.segment or 0))
         lookback = max(2, min(wanted, room // 2))
     if longest < lookback:

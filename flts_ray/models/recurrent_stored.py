@@ -50,6 +50,8 @@ class Stored(BaseModel):
     ]
     cycles: tuple[Count, ...]
     events: tuple[Count, ...]
+    series: Count
+    """Series with a network of their own; 0: one network for all."""
 
     @property
     def shape(self) -> Shape:
@@ -61,12 +63,13 @@ class Stored(BaseModel):
 
 
 def values_of(
-    shape: Shape, scaling: ColumnScaling, centre: str, ridge: Shrinkage
+    shape: Shape, scaling: ColumnScaling, centre: str, ridge: Shrinkage, series: int
 ) -> dict[str, Any]:
-    """JSON-ready values that `read_values` understands."""
+    """JSON-ready values that `read_values` understands; series: as in `Stored`."""
     tuples = {"levels": shape.levels, "ridge": ridge}
     tuples |= {"cycles": scaling.cycles, "events": scaling.events}
-    return {**asdict(shape), "centre": centre, **{n: list(each) for n, each in tuples.items()}}
+    one = {"centre": centre, "series": series}
+    return {**asdict(shape), **one, **{n: list(each) for n, each in tuples.items()}}
 
 
 def columns_of(scaling: ColumnScaling) -> dict[str, np.ndarray]:
@@ -74,8 +77,11 @@ def columns_of(scaling: ColumnScaling) -> dict[str, np.ndarray]:
     return {f"columns.{name}": array for name, array in scaling.arrays().items()}
 
 
-def read_values(spec: ModelSpec, values: Mapping[str, Any]) -> Stored:
-    """Raises ArtifactError unless the values describe a network for this contract."""
+def read_values(spec: ModelSpec, values: Mapping[str, Any], series: int) -> Stored:
+    """Raises ArtifactError unless the values describe networks for this contract.
+
+    series: how many networks of their own there must be.
+    """
     try:
         frozen = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
         stored = Stored.model_validate(frozen)
@@ -84,6 +90,8 @@ def read_values(spec: ModelSpec, values: Mapping[str, Any]) -> Stored:
     shape, contract = stored.shape, spec.contract
     if shape.lookback % shape.segment or shape.lags > shape.lookback or 0.5 not in shape.levels:
         raise refused(spec.kind, "its lookback, segment, lags and levels do not fit together")
+    if stored.series != series:
+        raise refused(spec.kind, f"{stored.series} series have networks, {series} have statistics")
     read = stored.cycles + stored.events
     if len(set(read)) < len(read) or any(column >= len(contract.future) for column in read):
         raise refused(spec.kind, f"it reads columns {list(read)} of {len(contract.future)}")
@@ -95,10 +103,10 @@ def read_values(spec: ModelSpec, values: Mapping[str, Any]) -> Stored:
     return stored
 
 
-def network_on_paper(shape: Shape) -> SegmentNet:
+def network_on_paper(shape: Shape, by_hand: bool = False) -> SegmentNet:
     """A network whose weights have shapes, but no memory."""
     with torch.device("meta"):
-        return SegmentNet(shape)
+        return SegmentNet(shape, by_hand)
 
 
 def read_scaling(

@@ -2,7 +2,8 @@
 
 Design choices: a file is checked against the SHA-256 in the manifest before it is parsed, so a
 damaged or foreign set is refused and never half loaded; wanted series cost only their buckets;
-arrays are filled bucket by bucket, so loading needs one bucket more than the result.
+arrays are filled bucket by bucket, so loading needs one bucket more than the result; what it costs
+to say that a name is unknown grows neither with the names nor with a large set.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flts_ray.errors import ArtifactError, DataError
@@ -27,6 +29,9 @@ from flts_ray.store import Store
 
 UNKNOWN_CATEGORY = -1.0
 """Code of a static text value that is missing."""
+COMPARED = 5000
+"""Series in a set whose names are all compared with an unknown one."""
+_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -134,23 +139,29 @@ class PreparedSet:
         )
 
     def _unknown(self, names: Sequence[str]) -> DataError:
-        left_out = {row["unique_id"]: row["reason"] for row in self.quarantine().to_pylist()}
-        known = self.ids()
-        problems = []
-        for name in names[:20]:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            problems.append(
-                f"{name}: in quarantine, {left_out[name]}"
-                if name in left_out
-                else f"{name}: unknown{hint}"
-            )
+        named = names[:_NAMED]
+        found = self.quarantine()
+        chosen = found.filter(pc.is_in(found["unique_id"], pa.array(named, pa.string())))
+        left_out = {row["unique_id"]: row["reason"] for row in chosen.to_pylist()}
+        problems = [
+            f"{name}: in quarantine, {left_out[name]}" if name in left_out else f"{name}: unknown"
+            for name in named
+        ]
+        first = next((at for at, name in enumerate(named) if name not in left_out), None)
+        if first is not None:
+            problems[first] += self._nearest(named[first])
         return DataError(
-            f"unique_id: {len(names)} series not in the prepared set of {len(known)}; ask for "
-            "one of its series",
+            f"unique_id: {len(names)} series not in the prepared set of {self.manifest.series}; "
+            "ask for one of its series",
             field="unique_id",
             problems=problems,
         )
+
+    def _nearest(self, name: str) -> str:
+        if self.manifest.series > COMPARED:
+            return ""
+        near = difflib.get_close_matches(name, self.ids(), 1)
+        return f"; did you mean {near[0]}?" if near else ""
 
 
 def open_prepared(root: str, set_hash: str) -> PreparedSet:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.fs
 
 from flts_ray.errors import ArtifactError, ConfigError, DataError, FltsError, Unavailable
-from flts_ray.store import Store
+from flts_ray.store import Denied, Store
 
 Report = dict[str, Any]
 Step = Callable[[int], Report]
@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, how many of its steps are done, and of how many."""
 
 _BY_NAME: dict[str, type[FltsError]] = {
-    kind.__name__: kind for kind in (ConfigError, ArtifactError, Unavailable)
+    kind.__name__: kind for kind in (ConfigError, ArtifactError, Unavailable, Denied)
 }
 
 

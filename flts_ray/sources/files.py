@@ -8,6 +8,7 @@ and line numbers matter more than speed and other processes want the second core
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from bisect import bisect_right, insort
 from collections.abc import Iterator, Sequence
@@ -119,7 +120,10 @@ class ParquetFile:
 
 
 def open_file(item: Input, time_column: str) -> CsvFile | ParquetFile:
-    """Read the header. Raises DataError for a file that is empty, no text or no Parquet."""
+    """Read the header. Raises DataError for a file that is empty, no text or no Parquet, or whose
+    content is not what `item.sha256` says."""
+    if item.sha256 is not None:
+        _check_content(item, item.sha256)
     if item.format == "csv":
         return _open_csv(item, time_column)
     import pyarrow.parquet as pq
@@ -127,6 +131,21 @@ def open_file(item: Input, time_column: str) -> CsvFile | ParquetFile:
     system, path = _system(item.uri)
     with explained(item), system.open_input_file(path) as source:
         return ParquetFile(item, pq.read_schema(source))
+
+
+def _check_content(item: Input, expected: str) -> None:
+    """Read once more than needed: rows that went on already could not be taken back."""
+    digest = hashlib.sha256()
+    system, path = _system(item.uri)
+    with explained(item), system.open_input_file(path) as source:
+        while block := source.read(_BLOCK_BYTES):
+            digest.update(block)
+    if digest.hexdigest() != expected:
+        raise DataError(
+            f"{item.uri}: changed since it was written (SHA-256 differs); restore the object from "
+            "a backup, or choose another data.snapshot",
+            field="data.snapshot",
+        )
 
 
 @contextmanager

@@ -40,6 +40,7 @@ class Input:
 
     labels: columns that hold text somewhere in the set the file belongs to; None: unknown.
     lacks: covariates that only other files of the set have; they are missing in all its rows.
+    sha256: of the content, where somebody has said what it must be; None: not known.
     """
 
     uri: str
@@ -51,6 +52,7 @@ class Input:
     series: str = ""
     labels: frozenset[str] | None = None
     lacks: frozenset[str] = frozenset()
+    sha256: str | None = None
 
 
 def find_inputs(data: DataConfig) -> list[Input]:

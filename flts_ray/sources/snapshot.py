@@ -2,9 +2,10 @@
 
 Design choices: a snapshot becomes the same inputs that files are, with fixed column names, so
 nothing behind this file knows the difference; everything about its files stands in the log entry,
-so none is opened to find out; whether a static column holds labels is decided over all files,
-because a single date may by chance hold only labels that look like numbers. Without asking the
-broker, the topic's current life is the one whose first table was made last.
+so none is opened to find out, and each is checked against its SHA-256 when it is read; whether a
+static column holds labels is decided over all files, because a single date may by chance hold only
+labels that look like numbers. Without asking the broker, the topic's current life is the one whose
+first table was made last.
 """
 
 from __future__ import annotations
@@ -135,6 +136,7 @@ def _inputs(store: Store, entry: LogEntry, data: DataConfig) -> Iterable[Input]:
             name=file.path,
             size=file.size,
             fingerprint=file.sha256,
+            sha256=file.sha256,
             format="parquet",
             is_test=False,
             labels=labels,

@@ -187,7 +187,7 @@ def _assembled(parts: pa.StructArray) -> tuple[np.ndarray, np.ndarray]:
     # 24:00 is the end of the day in ISO 8601.
     midnight = (hour == 24) & (minute == 0) & (second == 0) & (micros == 0)
     bad |= (day < 1) | (day > after - first) | ((hour > 23) & ~midnight)
-    bad |= (minute > 59) | (second > 59) | (zone_hour > 18) | (zone_minute > 59)
+    bad |= (minute > 59) | (second > 59) | (zone_hour > 23) | (zone_minute > 59)
     sign = np.where(_is(pc.equal(parts.field("sign"), "-")), -1, 1)
     clock = hour * 3600 + minute * 60 + second - sign * (zone_hour * 3600 + zone_minute * 60)
     us = (first + day - 1) * US_PER_DAY + clock * US_PER_SECOND + micros

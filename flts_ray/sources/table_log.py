@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flts_ray.errors import ArtifactError, DataError
+from flts_ray.errors import ArtifactError, Conflict, DataError
 from flts_ray.store import Exists, NotFound, Store
 
 TABLE = "table"
+ATTEMPTS = 20
+"""Times that others may be quicker before it is an error."""
 _REMEDY = "restore the object from a backup"
 
 
@@ -181,9 +183,28 @@ def _epochs(store: Store, topic: str) -> list[str]:
 
 
 def _register(store: Store, topic: str, epoch: str) -> None:
-    while epoch not in (known := _epochs(store, topic)):
-        key = f"{TABLE}/{topic}/epochs/{len(known) + 1:020d}.json"
-        store.put_new(key, (json.dumps({"epoch": epoch}) + "\n").encode())
+    folder = f"{TABLE}/{topic}/epochs"
+    for _ in range(ATTEMPTS):
+        if epoch in _epochs(store, topic):
+            return
+        # Not their count: one that was removed leaves a number that is not the last.
+        number = _last_number(store, folder) + 1
+        data = (json.dumps({"epoch": epoch}) + "\n").encode()
+        store.put_new(f"{folder}/{number:020d}.json", data)
+    raise Conflict(
+        f"{store.uri(folder)}: {ATTEMPTS} times another number was taken before epoch {epoch} was "
+        "registered; repeat, and if that does not help look at what is stored there"
+    )
+
+
+def _last_number(store: Store, folder: str) -> int:
+    keys = [item.key for item in store.list(folder)]
+    if not keys:
+        return 0
+    name = keys[-1].rpartition("/")[2].removesuffix(".json")
+    if not (name.isascii() and name.isdecimal()):
+        raise ArtifactError(f"{store.uri(keys[-1])}: its name is no number; move it away")
+    return int(name)
 
 
 def _read(store: Store, key: str) -> LogEntry:

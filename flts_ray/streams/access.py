@@ -17,6 +17,16 @@ from flts_ray.errors import ConfigError, Unavailable
 
 ANSWER_S = 10.0
 """Seconds within which a broker answers."""
+_FOR_GOOD = (
+    "MessageSizeTooLargeError", "RecordListTooLargeError", "InvalidRecordError",
+    "PolicyViolationError", "MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_RECORD",
+    "POLICY_VIOLATION",
+)  # fmt: skip
+"""How both clients begin to say that a message will never be taken."""
+
+
+class NotTaken(Unavailable):
+    """A message is refused however often it is sent; none of what is missing is on its way."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +68,18 @@ def silent(brokers: str, why: str) -> Unavailable:
 
 
 def refused(brokers: str, why: str) -> Unavailable:
-    """The broker answered no, or the client cannot go on."""
-    return Unavailable(
+    """The broker answered no, or the client cannot go on; NotTaken where it is the message."""
+    return (NotTaken if why.startswith(_FOR_GOOD) else Unavailable)(
         f"{brokers}: the broker refused ({why}); check the rights of KAFKA_USERNAME, stream.topic "
         "and stream.security"
+    )
+
+
+def unreadable(brokers: str, why: str) -> Unavailable:
+    """The broker answered, but with data that no client can read."""
+    return Unavailable(
+        f"{brokers}: the broker gave data that cannot be read ({why}); nothing is skipped: repair "
+        "that part of the log or delete the records up to the one behind it"
     )
 
 
@@ -75,11 +93,15 @@ def missing_topic(brokers: str, topic: str) -> Unavailable:
 def unacknowledged(
     brokers: str, missing: int, timeout_s: float, reasons: Sequence[str]
 ) -> Unavailable:
-    """`reasons`: one for each message that failed; the others were not answered in time."""
+    """`reasons`: one for each message that failed; the others were not answered in time.
+
+    NotTaken where every message that is missing was refused for good.
+    """
+    for_good = missing == len(reasons) and all(why.startswith(_FOR_GOOD) for why in reasons)
     said = [f"{reason} ({count} times)" for reason, count in Counter(reasons).most_common(3)]
     if missing > len(reasons):
         said.append(f"no answer to {missing - len(reasons)} within {timeout_s:g} s")
-    return Unavailable(
+    return (NotTaken if for_good else Unavailable)(
         f"{brokers}: {missing} messages were not acknowledged: {'; '.join(said)}; look at the "
         "broker, then send them again"
     )

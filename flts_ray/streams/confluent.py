@@ -4,13 +4,15 @@ Design choices: the same settings as the default client; a seek gives the partit
 it at the new offset, because the library refuses to seek before a fetch has begun; the end of a
 partition is an event, so that a position also passes what is never delivered (the marks of
 transactions); the log end is the high-water mark of a fetch, as some brokers answer the query for
-the latest offset wrongly.
+the latest offset wrongly; the library gives either all headers of a message or none, so a message
+with one whose name is no UTF-8 comes without headers.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from operator import methodcaller
 from typing import Any
 
 import structlog
@@ -21,7 +23,11 @@ from flts_ray.streams.access import ANSWER_S, Login, missing_topic, refused, sil
 from flts_ray.streams.confluent_access import is_final, reaching, said, settings
 from flts_ray.streams.outage import Outage
 from flts_ray.streams.rebalance import Rebalances
-from flts_ray.streams.records import Records
+from flts_ray.streams.records import Headers, Records, message_sizes
+
+# Where a name is no UTF-8 the library returns a broken list with an error pending. The interpreter
+# checks for that in a call from its own code, but not in one from a loop that it has sped up.
+_HEADERS = methodcaller("headers")
 
 
 class ConfluentConsumer:
@@ -254,13 +260,26 @@ def _highwater(client: Any, topic: str, partition: int) -> int | None:
 
 def _columns(partition: int, rows: Sequence[Any]) -> Records:
     """One poll's messages of a partition, column by column."""
-    headers = [row.headers() for row in rows]
+    found = [_headers(partition, row) for row in rows]
+    values, keys = [row.value() for row in rows], [row.key() for row in rows]
+    headers = found if any(found) else ()
     return Records(
         partition=partition,
         offsets=[row.offset() for row in rows],
-        values=[row.value() for row in rows],
+        values=values,
         timestamps_ms=[row.timestamp()[1] for row in rows],
-        headers=[found or () for found in headers] if any(headers) else (),
-        keys=[row.key() for row in rows],
-        nbytes=sum(map(len, rows)),
+        headers=headers,
+        keys=keys,
+        nbytes=sum(message_sizes(values, keys, headers)),
     )
+
+
+def _headers(partition: int, row: Any) -> Headers:
+    """Headers of a message; none where the library cannot give them (a name is no UTF-8)."""
+    try:
+        return _HEADERS(row) or ()
+    except (SystemError, ValueError) as error:
+        structlog.get_logger().warning(
+            "headers_unreadable", partition=partition, offset=row.offset(), error=str(error)
+        )
+        return ()

@@ -19,13 +19,15 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.structs import OffsetAndMetadata
 
 from flts_ray.config_stream import StreamConfig
-from flts_ray.streams.access import ANSWER_S, Login, missing_topic, refused, silent
+from flts_ray.streams.access import ANSWER_S, Login, missing_topic, refused, silent, unreadable
 from flts_ray.streams.kafka_python_access import ANSWER_MS, reaching, said, settings
+from flts_ray.streams.kafka_python_records import read_odd_names
 from flts_ray.streams.outage import Outage
 from flts_ray.streams.rebalance import Rebalances
 from flts_ray.streams.records import Records
 
-_OFFSET, _TIMESTAMP, _KEY, _VALUE, _HEADERS, _VALUE_SIZE = map(itemgetter, (3, 4, 6, 7, 8, 11))
+_OFFSET, _TIMESTAMP, _KEY, _VALUE, _HEADERS = map(itemgetter, (3, 4, 6, 7, 8))
+_SIZES = tuple(map(itemgetter, (10, 11, 12)))
 
 
 class KafkaPythonConsumer:
@@ -49,6 +51,7 @@ class KafkaPythonConsumer:
                 partition_assignment_strategy=(CooperativeStickyAssignor,),
                 session_timeout_ms=15_000,
             )
+        read_odd_names(self._client)
 
     @property
     def rebalances(self) -> int:
@@ -96,6 +99,8 @@ class KafkaPythonConsumer:
             self._outage.lost(said(error))
             time.sleep(min(timeout_s, 0.2))
             return []
+        except (errors.CorruptRecordError, errors.UnsupportedCodecError) as error:
+            raise unreadable(self._brokers, said(error)) from None
         except errors.KafkaError as error:
             raise refused(self._brokers, said(error)) from None
         records = [_columns(named.partition, rows) for named, rows in found.items()]
@@ -217,7 +222,7 @@ def _reading() -> dict[str, Any]:
 def _columns(partition: int, rows: Sequence[Any]) -> Records:
     """One poll's messages of a partition, column by column, without a Python call a message."""
     headers = list(map(_HEADERS, rows))
-    sizes = list(map(_VALUE_SIZE, rows))  # -1 for a message without a value
+    sizes = [list(map(size, rows)) for size in _SIZES]  # -1 for a part that is not there
     return Records(
         partition=partition,
         offsets=list(map(_OFFSET, rows)),
@@ -225,5 +230,5 @@ def _columns(partition: int, rows: Sequence[Any]) -> Records:
         timestamps_ms=list(map(_TIMESTAMP, rows)),
         headers=headers if any(headers) else (),
         keys=list(map(_KEY, rows)),
-        nbytes=sum(sizes) + sizes.count(-1),
+        nbytes=sum(sum(of) + of.count(-1) for of in sizes),
     )

@@ -21,7 +21,7 @@ class Records:
 
     All columns have the same length, except `headers`, which is empty where no message has any.
     `timestamps_ms`: milliseconds since 1970, -1 where the broker gives none. `nbytes`: bytes of
-    the values.
+    values, keys and headers.
     """
 
     partition: int
@@ -31,6 +31,36 @@ class Records:
     headers: Sequence[Headers]
     keys: Sequence[bytes | None]
     nbytes: int
+
+    def part(self, begin: int, end: int) -> Records:
+        """Messages `begin` to `end` (exclusive), by their places here."""
+        values, keys = self.values[begin:end], self.keys[begin:end]
+        headers = self.headers[begin:end]
+        return Records(
+            partition=self.partition,
+            offsets=self.offsets[begin:end],
+            values=values,
+            timestamps_ms=self.timestamps_ms[begin:end],
+            headers=headers,
+            keys=keys,
+            nbytes=sum(message_sizes(values, keys, headers)),
+        )
+
+
+def message_sizes(
+    values: Sequence[bytes | None], keys: Sequence[bytes | None], headers: Sequence[Headers]
+) -> list[int]:
+    """Bytes of each message: value, key, names and values of headers."""
+    sizes = [0 if value is None else len(value) for value in values]
+    if any(keys):
+        sizes = [size + len(key or b"") for size, key in zip(sizes, keys, strict=True)]
+    if any(headers):
+        sizes = [size + _headers_size(held) for size, held in zip(sizes, headers, strict=True)]
+    return sizes
+
+
+def _headers_size(headers: Headers) -> int:
+    return sum(len(name.encode(errors="replace")) + len(value or b"") for name, value in headers)
 
 
 class Consumer(Protocol):

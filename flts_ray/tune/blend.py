@@ -17,7 +17,6 @@ import numpy as np
 import structlog
 
 from flts_ray.config import Config
-from flts_ray.errors import FltsError
 from flts_ray.evaluate.backtest import Backtest, Origins, choose_origins
 from flts_ray.evaluate.bench import Bench, bench_of
 from flts_ray.evaluate.finalists import Finalist, best_on_validation
@@ -30,9 +29,9 @@ from flts_ray.models.blend import KIND, Blend, WeightTable, blend_of
 from flts_ray.prepare.arrays import SeriesArrays
 from flts_ray.tune.outcome import StudyResult, read_run_id, trial_folder
 from flts_ray.tune.study import trial_setting
-from flts_ray.tune.trial import MAX_ORIGINS
+from flts_ray.tune.trial import MAX_ORIGINS, describe
 
-MAX_CELLS = 2**25
+MAX_CELLS = 2**24
 """Most forecast numbers (models, windows, steps, levels) of one bench."""
 
 
@@ -70,9 +69,10 @@ def blend_best(
         return Blended(None, (), "none: it takes two models")
     try:
         return _blended(config, data, folder, paths, refits)
-    except FltsError as error:
-        structlog.get_logger().warning("blend_failed", error=str(error))
-        return Blended(None, (), f"none: {error}")
+    except Exception as error:  # noqa: BLE001 - models may raise anything; it is reported
+        why = describe(error)
+        structlog.get_logger().warning("blend_failed", error=why)
+        return Blended(None, (), f"none: {why}")
 
 
 def blend_folder(folder: Path) -> Path:
@@ -105,7 +105,7 @@ def _blended(
     if chosen is None:
         return Blended(None, tuple(boards), "none: the validation span is too short for blocks")
     if chosen.single:
-        name = bench.names[int(np.argmax(chosen.weights))]
+        name = bench.names[int(np.argmax(chosen.weights[0]))]
         return Blended(None, tuple(boards), f"none: {name} alone is as good on validation")
     blend = fitted_blend(bench.names, chosen, {name: refits[name].fitted for name in paths})
     place = blend_folder(folder)
@@ -145,11 +145,7 @@ def validation_origins(
 
 def fitted_blend(names: Sequence[str], chosen: Selection, members: Mapping[str, Fitted]) -> Blend:
     """The chosen weights over these models. Row 0 serves all series without a row of their own."""
-    owners = np.flatnonzero(chosen.owners)
-    row_of_series = np.zeros(len(chosen.owners), np.int64)
-    row_of_series[owners] = np.arange(1, len(owners) + 1)
-    weights = np.concatenate([chosen.weights[None], chosen.own[owners]])
-    table = WeightTable.of(weights, row_of_series, chosen.shift)
+    table = WeightTable.of(chosen.weights, chosen.row_of_series, chosen.shift, chosen.mean_weights)
     return blend_of([(name, members[name]) for name in names], table)
 
 
@@ -170,8 +166,13 @@ def against(
 
 
 def _sentence(blend: Blend, found: Comparison | None) -> str:
-    shares = zip(blend.names, blend.table.weights[0], strict=True)
-    parts = [f"{name} {weight:.2f}" for name, weight in shares if weight > 0]
+    table = blend.table
+    shares = zip(blend.names, table.weights[0], table.mean_weights[0], strict=True)
+    parts = [
+        f"{name} {level:.2f}" + (f" (mean {mean:.2f})" if abs(mean - level) >= 0.005 else "")
+        for name, level, mean in shares
+        if level > 0 or mean > 0
+    ]
     own = int((blend.table.row_of_series > 0).sum())
     said = " + ".join(parts)
     if own:

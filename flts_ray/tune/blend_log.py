@@ -52,6 +52,12 @@ def _with_run(runs: StudyRuns, parent: str, folder: Path, blend: Finalist) -> Fi
 
 def params_of(blend: Blend) -> dict[str, str]:
     """Weights of all series together, by member, and how many series have others."""
-    row = zip(blend.names, blend.table.weights[0], strict=True)
-    own = int((blend.table.row_of_series > 0).sum())
-    return {**{f"weight.{name}": f"{weight:.4f}" for name, weight in row}, "own_rows": str(own)}
+    table = blend.table
+    own = int((table.row_of_series > 0).sum())
+    rows = {"weight": table.weights[0], "mean_weight": table.mean_weights[0]}
+    found = {
+        f"{kind}.{name}": f"{weight:.4f}"
+        for kind, row in rows.items()
+        for name, weight in zip(blend.names, row, strict=True)
+    }
+    return {**found, "own_rows": str(own)}

@@ -97,9 +97,29 @@ def test_messages_come_as_they_were_sent(place: Place) -> None:
     assert [v for r in found for v in r.values] == [b"one", None, b"three"]
     assert [k for r in found for k in r.keys] == [b"k", b"k", None]
     assert [t for r in found for t in r.timestamps_ms][1] == 1_700_000_000_000
-    assert sum(r.nbytes for r in found) == len(b"onethree")
+    assert sum(r.nbytes for r in found) == len(b"onethree" + b"kk" + b"deadline_ms5")
     headers = [list(h) for r in found for h in (r.headers or [()] * len(r.offsets))]
     assert headers == [[("deadline_ms", b"5")], [], []]
+
+
+def test_a_header_whose_name_is_no_text_stops_nothing(place: Place) -> None:
+    class Odd(str):
+        def encode(self, *_: object) -> bytes:
+            return b"h\xff"
+
+    plain = place.stream.model_copy(update={"client": "kafka-python"})
+    producer = connect.producer(plain, place.brokers)
+    for name in ("a", Odd("h"), "b"):
+        producer.send(plain.topic, b"x", partition=0, headers=[(name, b"1")])
+    producer.flush(10)
+    producer.close()
+    reader = place.consumer(0)
+    offsets, found = read(reader, lambda offsets: len(offsets.get(0, ())) == 3)
+    reader.close()
+    assert offsets == {0: [0, 1, 2]}
+    headers = [list(held) for records in found for held in records.headers]
+    odd = [(r"h\xff", b"1")] if place.stream.client == "kafka-python" else []
+    assert headers == [[("a", b"1")], odd, [("b", b"1")]]
 
 
 def test_messages_without_headers_carry_none(place: Place) -> None:

@@ -120,6 +120,36 @@ def test_a_letter_too_large_for_its_topic_goes_without_its_bytes(ingesting: Inge
     assert stored.raw is not None and len(stored.raw) == size
 
 
+def test_a_letter_with_a_large_key_keeps_no_other(ingesting: Ingesting) -> None:
+    send(ingesting, b"first")
+    send(ingesting, b"{", key=b"k" * (2**20 - 300))
+    send(ingesting, b"behind it")
+    ingest(ingesting)
+    config, brokers = ingesting.config, ingesting.brokers
+    assert forward(config, brokers) == 7
+    found = {letter.id: letter for letter in dead_letters(ingesting)}
+    assert found["1/100"].raw == b"first" and found["1/102"].raw == b"behind it"
+    assert (found["1/101"].raw, found["1/101"].key) == (None, None)
+    assert forward(config, brokers) == 0
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_letter_that_the_topic_does_not_take_again_is_named_and_keeps_no_other(
+    ingesting: Ingesting, force: bool
+) -> None:
+    send(ingesting, b"first")
+    send(ingesting, b"{" * (2**20 - 110))
+    send(ingesting, b"behind it")
+    ingest(ingesting)
+    config, brokers = ingesting.config, ingesting.brokers
+    done = replay(config, brokers, Which(partition=1), force=force)
+    assert done == Replayed(sent=2, refused=("1/101",))
+    assert sorted(value or b"" for _, value, _ in replayed(ingesting)) == [b"behind it", b"first"]
+    again = replay(config, brokers, Which(partition=1, before_ms=1 << 62))
+    assert again == Replayed(skipped=2, waiting=() if force else ("1/101",),
+                             refused=("1/101",) if force else ())  # fmt: skip
+
+
 def replayed(made: Ingesting) -> list[tuple[int, bytes | None, bytes | None]]:
     with closing(connect.consumer(made.config.stream, made.brokers, group="g")) as reader:
         return [

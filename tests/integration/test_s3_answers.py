@@ -9,8 +9,11 @@ from threading import Thread
 
 import pytest
 
+from flts_ray.config import DataConfig
 from flts_ray.errors import Unavailable
-from flts_ray.store import Created, Exists, Store
+from flts_ray.ingest.claims import ClaimReader
+from flts_ray.ingest.decode_sample import Claim, Refusal
+from flts_ray.store import Created, Denied, Exists, Store
 
 pytestmark = pytest.mark.integration
 LOST = 0
@@ -53,9 +56,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
+    def do_GET(self) -> None:
+        self.do_HEAD()
+
     def do_HEAD(self) -> None:
         body = self.server.objects.get(self.path)
-        self.send_response(404 if body is None else 200)
+        status = next((s for s in (400, 403, 409, 414, 500) if f"/{s}" in self.path), 200)
+        self.send_response(404 if body is None and status == 200 else status)
         self.send_header("ETag", '"1"')
         self.send_header("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")
         self.send_header("Content-Length", str(len(body or b"")))
@@ -112,6 +119,28 @@ def test_a_server_that_fails_on_and_on_is_unavailable(
     ):
         store.put_new("k", b"v")
     assert server.puts > 1
+
+
+@pytest.mark.parametrize("status", [400, 403, 414])
+def test_a_refusal_of_one_key_is_told_apart(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    with answering(monkeypatch, 200) as (_, store):
+        for ask in (store.head, store.exists, store.get, lambda key: store.get_range(key, 0, 1)):
+            with pytest.raises(Denied, match=str(status)):
+                ask(f"{status}.csv")
+        claims = ClaimReader({"b": store.root}, DataConfig(path="x.csv"), 10**6)
+        found = claims.read(Claim("b", f"{status}.csv"))
+        assert isinstance(found, Refusal) and found.code == "claim_unreadable"
+        all_refused = ClaimReader({"b": f"{store.root}/{status}"}, DataConfig(path="x.csv"), 10**6)
+        with pytest.raises(Denied):
+            all_refused.read(Claim("b", "x.csv"))
+
+
+@pytest.mark.parametrize("status", [409, 500])
+def test_other_answers_are_waited_for(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    with answering(monkeypatch, 200) as (_, store):
+        with pytest.raises(Unavailable) as raised:
+            store.head(f"{status}.csv")
+        assert not isinstance(raised.value, Denied)
 
 
 def test_a_refusal_with_nothing_stored_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import pickle
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pyarrow.dataset as pds
 import pyarrow.parquet as pq
@@ -58,6 +60,19 @@ def test_what_is_put_can_be_got_listed_replaced_and_deleted(store: Store) -> Non
     assert not store.exists("a/b.json") and store.exists("a b%20#?*.txt")
     with pytest.raises(NotFound, match=r"a/b\.json"):
         store.get("a/b.json")
+
+
+def test_no_part_of_the_server_answers_strangers(store: Store, server: S3Server) -> None:
+    store.put("secret", b"value" * 1000)
+    place = store.root.removeprefix("s3://")
+    filer, volume = (f"http://127.0.0.1:{server.ports[f'{p}.port']}" for p in ("filer", "volume"))
+    for path in ("/", "/buckets/", f"/buckets/{place}/", f"/buckets/{place}/secret"):
+        assert httpx.get(filer + path, headers={"Accept": "application/json"}).status_code == 401
+    assert httpx.delete(f"{filer}/buckets/{place}/secret").status_code == 401
+    assert httpx.post(f"{filer}/buckets/{place}/new", content=b"x").status_code == 401
+    assert httpx.get(f"{volume}/1,01").status_code == 401
+    assert store.get("secret") == b"value" * 1000
+    assert stat.S_IMODE((server.folder / "objects").stat().st_mode) == 0o700
 
 
 def test_of_racing_writers_exactly_one_wins(store: Store) -> None:

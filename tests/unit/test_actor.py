@@ -14,10 +14,15 @@ from flts_ray.config import Config, parse_config
 from flts_ray.errors import ConfigError, Unavailable
 from flts_ray.ingest import actor
 from flts_ray.ingest.actor import IngestActor
-from flts_ray.ingest.fleet import Fleet, environment_for_actors, seen_from_elsewhere
+from flts_ray.ingest.fleet import (
+    Fleet,
+    environment_for_actors,
+    seen_from_elsewhere,
+    surrounded_by,
+)
 from flts_ray.ingest.restarts import note_start, read_starts, starts_key
-from flts_ray.ingest.worker_status import COUNTS, PartitionStatus, WorkerStatus
-from flts_ray.store import Store
+from flts_ray.ingest.worker_status import COUNTS, PartitionStatus, Stuck, WorkerStatus
+from flts_ray.store import NotFound, Store
 from tests.running import until
 
 KEY = starts_key("load", "demo", 1)
@@ -162,6 +167,70 @@ def test_what_a_restart_may_mend_ends_the_process_and_leaves_its_reason(
     told = [log for log in logs if log["event"] == "ingest_gives_up"]
     assert [str(error) in log["error"] for log in told] == [True]
     assert [bool(log["exc_info"]) for log in told] == [not isinstance(error, Unavailable)]
+
+
+@pytest.mark.parametrize("trouble", [NotFound("no such bucket"), RuntimeError("a bug")])
+def test_a_failure_that_cannot_be_noted_ends_the_process_all_the_same(
+    place: Place, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr(actor, "note_failure", fail)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    place.actor(Work(Unavailable("store away")))
+    assert place.over.wait(10)
+    assert place.ended == [1]
+
+
+def test_a_start_that_cannot_be_noted_is_a_start_all_the_same(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise NotFound("no such bucket")
+
+    monkeypatch.setattr(actor, "note_start", fail)
+    monkeypatch.setattr(actor, "STORE_AWAY_S", 0.01)
+    work = Work()
+    one = place.actor(work)
+    assert work.running.wait(10)
+    one.drain(10)
+
+
+def test_a_report_that_fails_is_not_the_last_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [ZeroDivisionError("a bug"), NotFound("no such bucket")]
+
+    def forward(partition: int, upto: int) -> None:
+        if failures:
+            raise failures.pop()
+        place.letters.upto[partition] = upto
+
+    monkeypatch.setattr(place.letters, "forward", forward)
+    with capture_logs() as logs:
+        one = place.actor(Work())
+        until(lambda: place.letters.upto == {3: 7} and place.metered, 10, "a report")
+    assert one.drain(10)["state"] == "done"
+    told = [log["error"] for log in logs if log["event"] == "ingest_report_failed"]
+    assert len(told) == 2 and "bucket" in told[0] and "a bug" in told[1]
+
+
+def test_what_stays_undecoded_up_to_the_end_is_told_at_once(place: Place) -> None:
+    one = place.actor(Work(Stuck("partition 0: the claim's store is away")), until_end=True)
+    assert "claim's store" in awaited(one, "failed")["error"]
+    assert place.ended == []
+
+
+def test_a_task_leaves_nothing_of_its_environment_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "here")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    given = {"AWS_REGION": "there", "AWS_SECRET_ACCESS_KEY": "hidden"}
+    with pytest.raises(ZeroDivisionError), surrounded_by(given):
+        assert {name: os.environ[name] for name in given} == given
+        raise ZeroDivisionError
+    assert os.environ["AWS_REGION"] == "here"
+    assert "AWS_SECRET_ACCESS_KEY" not in os.environ
 
 
 def test_a_worker_that_cannot_be_opened_is_a_failed_start(place: Place) -> None:

@@ -9,7 +9,7 @@ from flts_ray.errors import ArtifactError
 from flts_ray.ingest.chain import Frontier, frontier, segments
 from flts_ray.ingest.segment import partition_folder, segment_key
 from flts_ray.store import FolderStore, ObjectInfo, Store
-from tests.segments import EPOCH, TOPIC, segment, stored
+from tests.segments import EPOCH, TOPIC, Racing, segment, stored
 
 
 class Counting(FolderStore):
@@ -170,3 +170,22 @@ def test_a_copy_of_another_segment_is_an_error(store: Counting) -> None:
     store.put(key(5), data)
     with pytest.raises(ArtifactError, match=rf"{key(5)}.*{key(0, 1)}"):
         found(store, (5, "0"))
+
+
+@pytest.mark.parametrize("missed", [(5,), (5, 10), (0,), (0, 5, 20)])
+@pytest.mark.parametrize("hint", [None, (5, "0"), (10, "")])
+def test_what_a_listing_missed_is_no_gap(
+    store: Counting, missed: tuple[int, ...], hint: tuple[int, str] | None
+) -> None:
+    chain(store, 0, 5, 10, 20, 33, 40)
+    racing = Racing(store.root, *missed)
+    assert len(segments(racing, TOPIC, EPOCH, 0)) == 5 - len(missed)
+    end = found(racing, hint)
+    assert (end.offset, end.last_begin) == (40, 33)
+
+
+def test_a_gap_behind_what_a_listing_missed_is_found(store: Counting) -> None:
+    chain(store, 0, 5, 10)
+    chain(store, 12, 14)
+    with pytest.raises(ArtifactError, match=r"\[10, 12\)"):
+        found(Racing(store.root, 5), None)

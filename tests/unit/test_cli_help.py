@@ -13,9 +13,10 @@ from flts_ray import __version__
 from flts_ray.cli import app
 from flts_ray.errors import Conflict, DataError, FltsError, GateRefused, Unavailable
 
+WITH_ARGUMENTS = ("init", "promote", "diff", "series")
 COMMANDS = (
-    "init", "prepare", "train", "backtest", "promote", "rollback", "history", "serve", "forecast",
-    "status", "demo", "up", "down", "replay", "lineage",
+    "init", "prepare", "train", "backtest", "promote", "rollback", "history", "diff", "series",
+    "serve", "forecast", "status", "demo", "up", "down", "replay", "lineage",
 )  # fmt: skip
 CONFIG = "name: load\nroot: {root}\ndata: {{path: load.csv}}\n"
 
@@ -63,6 +64,7 @@ def test_the_version_is_told() -> None:
         (["history", "--bogus"], "No such option: --bogus"),
         (["promote", "three"], "Invalid value for 'version'"),
         (["promote"], "Missing argument 'version'"),
+        (["diff", "1"], "Missing argument 'other'"),
         (["forecast", "--horizon", "1.5"], "Invalid value for '--horizon'"),
     ],
 )
@@ -73,7 +75,7 @@ def test_a_wrong_call_is_code_2_and_says_what_is_wrong(arguments: list[str], tol
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("init", "promote")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in WITH_ARGUMENTS])
 def test_a_missing_configuration_names_the_file_and_the_way_to_one(
     tmp_path: Path, name: str
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from flts_ray.cli import app
+from flts_ray.config import load_config
 from flts_ray.errors import ConfigError, Unavailable
 from flts_ray.ingest.letters import Which
 from flts_ray.ingest.progress import COUNTS, IngestView
-from flts_ray.jobs.ingest_check import epochs_in
+from flts_ray.jobs.ingest_check import compact_told, epochs_in
+from flts_ray.jobs.replay_letters import Replayed
 from flts_ray.local.stack import Addresses
 from flts_ray.store import Store
 from tests.segments import EPOCH, segment
@@ -164,6 +167,30 @@ def test_compaction_makes_a_snapshot_once(config: str, stored: Store) -> None:
     assert re.search(r"snapshot +number 1", call("status", "-c", config).stdout)
 
 
+def test_compaction_sweeps_if_asked_and_always_when_it_repeats_by_itself(
+    config: str, stored: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [f"spill/table/load/{EPOCH}/dead{number}/0.arrows" for number in range(3)]
+
+    def leave(key: str) -> None:
+        store_file = Path(stored.root, key)
+        stored.put(key, b"x")
+        os.utime(store_file, (1e9, 1e9))
+
+    for key in left[:2]:
+        leave(key)
+    assert "removed" not in call("ingest", "compact", "-c", config).stdout
+    assert stored.exists(left[0])
+    swept = call("ingest", "compact", "-c", config, "--sweep")
+    assert re.fullmatch(r"snapshot 1: .* files; 2 old files removed\n", swept.stdout)
+    assert not any(stored.exists(key) for key in left)
+    leave(left[2])
+    monkeypatch.setattr("flts_ray.jobs.ingest_check.epoch_at", lambda *_: EPOCH)
+    said = compact_told(load_config(config), "here:1")
+    assert said.endswith("files; 1 old files removed")
+    assert not stored.exists(left[2])
+
+
 def test_dead_letters_are_listed_shown_and_purged(config: str, stored: Store) -> None:
     listed = call("dlq", "list", "-c", config, "--limit", "3")
     assert listed.stdout.splitlines()[0].strip() == "3 dead letters"
@@ -188,9 +215,9 @@ def test_a_replay_of_letters_says_how_many(
 ) -> None:
     seen: list[tuple[Which, bool]] = []
 
-    def send(config: object, brokers: str, which: Which, force: bool) -> SimpleNamespace:
+    def send(config: object, brokers: str, which: Which, force: bool) -> Replayed:
         seen.append((which, force))
-        return SimpleNamespace(sent=2, skipped=1, waiting=("0/5",))
+        return Replayed(sent=2, skipped=1, waiting=("0/5",), refused=("0/10",))
 
     monkeypatch.setattr("flts_ray.jobs.replay_letters.replay", send)
     options = ["-c", config, "--set", "stream.brokers=here:1", "--force"]
@@ -198,6 +225,7 @@ def test_a_replay_of_letters_says_how_many(
     result = call("dlq", "replay", "0/5", "0/10", "--code", "x", "--since", since, *options)
     assert result.stdout == "2 sent, 1 were sent before\n"
     assert "1 are being sent by another command" in result.stderr
+    assert "the broker does not take 1: 0/10" in result.stderr
     assert seen == [(Which("x", None, 1_704_067_200_000, None, ("0/5", "0/10")), True)]
 
 

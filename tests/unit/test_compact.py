@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flts_ray.errors import ArtifactError, ConfigError, DataError
+from flts_ray.errors import ArtifactError, ConfigError, Conflict, DataError
 from flts_ray.ingest.compact import compact
 from flts_ray.ingest.compact_steps import grouped_dates, grouped_segments
 from flts_ray.ingest.faults import Faults
@@ -31,9 +31,9 @@ from flts_ray.sources.table_log import (
     read_entry,
     table_folder,
 )
-from flts_ray.store import Store
+from flts_ray.store import Exists, Store
 from tests import streamed_load
-from tests.segments import EPOCH, START, TOPIC, bad, good, segment
+from tests.segments import EPOCH, START, TOPIC, Racing, bad, good, segment
 from tests.streamed_load import ROLES, load_rows, store_rows
 
 FOLDER = table_folder(TOPIC, EPOCH)
@@ -422,3 +422,32 @@ def test_files_about_to_be_named_again_are_young(store: Store) -> None:
 def test_the_newest_snapshot_always_stays(store: Store) -> None:
     with pytest.raises(ConfigError, match="at least the newest"):
         sweep(store, TOPIC, EPOCH, LATER, keep=0)
+
+
+def test_a_segment_that_the_listing_missed_is_compacted_too(store: Store) -> None:
+    for begin in range(0, 12, 3):
+        add(store, begin, begin + 3)
+    entry = run(Racing(store.root, 3, 6))
+    assert entry.ranges == {0: (0, 12)}
+    assert [held.begin for held in entry.segments] == [0, 3, 6, 9]
+
+
+def test_a_life_of_the_topic_gets_the_next_number_whatever_was_removed(store: Store) -> None:
+    store.put(f"table/{TOPIC}/epochs/{7:020d}.json", b'{"epoch": "1111111111111111"}')
+    assert append_entry(store, LogEntry(1, None, TOPIC, EPOCH, {}, {}, (), (), "1"))
+    assert store.exists(f"table/{TOPIC}/epochs/{8:020d}.json")
+    assert current_epoch(store, TOPIC) == EPOCH
+
+
+def test_a_life_of_the_topic_that_cannot_be_registered_is_no_endless_loop(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "put_new", lambda key, *_: Exists(key))
+    with pytest.raises(Conflict, match="20 times"):
+        append_entry(store, LogEntry(1, None, TOPIC, EPOCH, {}, {}, (), (), "1"))
+
+
+def test_a_foreign_file_among_the_lives_of_a_topic_is_named(store: Store) -> None:
+    store.put(f"table/{TOPIC}/epochs/notes.json", b'{"epoch": "1111111111111111"}')
+    with pytest.raises(ArtifactError, match=r"notes\.json.*move it away"):
+        append_entry(store, LogEntry(1, None, TOPIC, EPOCH, {}, {}, (), (), "1"))

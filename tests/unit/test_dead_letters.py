@@ -13,6 +13,7 @@ from flts_ray.ingest.dead_letters import BackgroundForwarder, Forwarder, chunks
 from flts_ray.ingest.letter_topic import Tail, message_headers, read_headers, tail_of
 from flts_ray.ingest.letters import Letter, Which, purge
 from flts_ray.store import Store
+from flts_ray.streams.access import NotTaken
 from tests.running import until
 from tests.segments import EPOCH, TOPIC, stored
 
@@ -21,10 +22,13 @@ BAD = list(range(0, 100, 5))
 
 @dataclass
 class Log:
-    """A dead-letter topic in memory. `accept`: which letters of the next batches it takes."""
+    """A dead-letter topic in memory. `accept`: which letters of the next batches it takes;
+    `cut`: offsets of letters that it never takes whole."""
 
     letters: list[tuple[Letter, dict[str, str]]] = field(default_factory=list)
     accept: list[Callable[[Letter], bool]] = field(default_factory=list)
+    cut: frozenset[int] = frozenset()
+    sizes: list[int] = field(default_factory=list)
     opened: int = 0
     away: bool = False
     sending: threading.Event = field(default_factory=threading.Event)
@@ -35,18 +39,21 @@ class Log:
         self.opened += 1
         return self
 
-    def tail(self, partition: int, epoch: str, count: int) -> Tail | None:
+    def tail(self, partition: int, epoch: str, count: int, end: int) -> Tail | None:
         mine = [said for letter, said in self.letters if letter.partition == partition]
-        return tail_of(mine[-count:], partition, epoch)
+        return tail_of(mine[-count:], partition, epoch, end)
 
     def send(self, letters: Sequence[Letter], complete: int) -> None:
         self.sending.set()
+        self.sizes.append(len(letters))
+        if len(letters) > 1 and self.cut & {letter.offset for letter in letters}:
+            self.accept, self.sizes[-1] = [lambda letter: letter.offset not in self.cut], 0
         takes = self.accept.pop(0) if self.accept else None
         for letter in letters:
             if takes is None or takes(letter):
                 self.letters.append((letter, read_headers(message_headers(letter, complete))))
         if takes is not None:
-            raise Unavailable("no acknowledgement")
+            raise Unavailable("no acknowledgement") if self.sizes[-1] else NotTaken("too large")
 
     def close(self) -> None:
         return
@@ -211,3 +218,51 @@ def test_a_damaged_partition_does_not_keep_the_others(
     background.forward(0, 100)
     until(lambda: log.offsets() == BAD, 10, "the other partition")
     assert not background.close() and background.waiting == 1
+
+
+@pytest.mark.parametrize("cut", [{10}, {0, 95}, {40, 45, 50}, set(BAD)])
+def test_letters_that_are_never_taken_whole_keep_no_others(store: Store, cut: set[int]) -> None:
+    log = Log(cut=frozenset(cut))
+    one = forwarder(store, log, chunk=4)
+    assert one.forward(0, 100)
+    assert sorted(log.offsets()) == BAD
+    assert log.sizes.count(1) >= len(cut)
+
+
+def test_only_the_letters_of_a_refused_batch_go_one_by_one(store: Store) -> None:
+    log = Log(cut=frozenset({5}))
+    assert forwarder(store, log, chunk=4).forward(0, 100)
+    assert log.sizes == [0, 1, 4, 4, 4, 4]
+
+
+def test_forged_messages_keep_no_later_letter_out(store: Store) -> None:
+    log = Log()
+    for offset, complete in ((5, 999_999_999), (999_999_999, 999_999_999), (100, 90)):
+        forged = Letter(TOPIC, EPOCH, 0, offset, "not_json", "", b"")
+        log.letters.append((forged, read_headers(message_headers(forged, complete))))
+    assert forwarder(store, log).forward(0, 100)
+    assert log.offsets()[3:] == BAD
+
+
+def test_whatever_goes_wrong_the_background_tries_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flts_ray.ingest.dead_letters._FIRST_WAIT_S", 0.01)
+    log, opened = Log(), Log.open
+
+    def broken(self: Log) -> Log:
+        if background.failures < 2:
+            raise ZeroDivisionError
+        return opened(self)
+
+    monkeypatch.setattr(Log, "open", broken)
+    background = BackgroundForwarder(forwarder(store, log))
+    background.forward(0, 100)
+    until(lambda: log.offsets() == BAD, 10, "the letters are sent")
+    assert background.close() and background.failures == 2
+
+
+def test_letters_up_to_an_offset_travel_alone() -> None:
+    letters = [Letter(TOPIC, EPOCH, 0, offset, "c", "", b"") for offset in range(7)]
+    found = chunks(iter(letters), 3, alone=2)
+    assert [[one.offset for one in part] for part in found] == [[0], [1], [2], [3, 4, 5], [6]]

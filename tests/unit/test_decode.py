@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flts_ray.errors import ConfigError
+from flts_ray.errors import ConfigError, Unavailable
+from flts_ray.ingest import decode, decode_table
 from flts_ray.ingest.decode import Decoder
-from flts_ray.ingest.decode_sample import Refusal, SampleReader
+from flts_ray.ingest.decode_sample import Message, Refusal, SampleReader
 from flts_ray.ingest.segment import Batch, encode, segment_schema
 from flts_ray.panel import Role
-from flts_ray.streams.records import Headers, Records
+from flts_ray.streams.records import Headers, Records, message_sizes
 
 COVARIATES: dict[str, Role] = {"temp °C": "past", "holiday": "known_future", "kind": "static"}
 FIRST = 1000
@@ -41,6 +43,12 @@ def polled(values: Sequence[bytes | None], headers: Sequence[Headers] = ()) -> R
     )
 
 
+def one(value: bytes | None, key: bytes | None = None, headers: Headers = ()) -> Records:
+    held: Sequence[Headers] = [headers] if headers else ()
+    size = sum(message_sizes([value], [key], held))
+    return Records(0, [FIRST], [value], [ARRIVED_MS], held, [key], size)
+
+
 def decoded(*values: bytes | None, zone: str = "UTC") -> Batch:
     return decoder(zone).decode(polled(values))
 
@@ -64,6 +72,21 @@ def error_of(value: bytes | None, headers: Headers = ()) -> tuple[str, str]:
     return row["error"], row["detail"]
 
 
+FATAL = b'{"unique_id":"fatal"}'
+
+
+def failing_at(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """A reader that raises wherever the message FATAL is among what it reads."""
+    read = SampleReader.read
+
+    def fail(reader: SampleReader, values: Sequence[bytes]) -> list[Message]:
+        if FATAL in values:
+            raise error
+        return read(reader, values)
+
+    monkeypatch.setattr(SampleReader, "read", fail)
+
+
 def moments(batch: Batch) -> list[str]:
     assert batch.bad_rows == 0, batch.table.column("detail").to_pylist()
     ds = batch.table.column("ds").cast(pa.int64()).to_pylist()
@@ -78,7 +101,7 @@ def test_samples_become_rows_of_a_segment() -> None:
     ]
     batch = decoded(*values)
     assert batch.table.schema.equals(segment_schema(COVARIATES))
-    assert (batch.begin, batch.end, batch.nbytes) == (1000, 1003, sum(map(len, values)))
+    assert (batch.begin, batch.end) == (1000, 1003)
     assert batch.table.select(["offset", "index", *DATA[:1], *DATA[2:]]).to_pylist() == [
         dict(zip(["offset", "index", "unique_id", "y", *COVARIATES], row, strict=True))
         for row in [
@@ -89,6 +112,7 @@ def test_samples_become_rows_of_a_segment() -> None:
         ]
     ]
     assert batch.table.column("key").to_pylist() == [b"key", None, None, b"key"]
+    assert batch.nbytes == max(batch.table.nbytes, sum(map(len, values)))
     assert batch.table.column("timestamp_ms").to_pylist() == [
         ARRIVED_MS + at for at in (0, 1, 1, 2)
     ]
@@ -145,7 +169,7 @@ def test_rows_of_good_and_bad_messages_can_be_stored() -> None:
         (json.dumps([GOOD, {**GOOD, "y": {}}]).encode(), "wrong_type", "[1].y: an object"),
         (text(ds="yesterday"), "bad_time", "ds: 'yesterday' is no time"),
         (text(ds="2023-02-29"), "bad_time", "ds: '2023-02-29' is no time"),
-        (text(ds="2024-01-01T00:00:00+19:00"), "bad_time", "+19:00"),
+        (text(ds="2024-01-01T00:00:00+24:00"), "bad_time", "+24:00"),
         (text(ds="9999-12-31"), "bad_time", "ds: '9999-12-31' is no time"),
         (text(ds=""), "bad_time", "ds: '' is no time"),
         (text(ds=0), "bad_time", "ds: 0 is no time"),
@@ -259,7 +283,19 @@ def test_a_deadline_is_compared_with_the_time_of_arrival() -> None:
 def test_size_is_decided_before_anything_else() -> None:
     batch = decoder(most=100).decode(polled([b"x" * 101], [[("deadline_ms", b"0")]]))
     assert batch.table.column("error").to_pylist() == ["too_large"]
-    assert decoder(most=len(text())).decode(polled([text()])).rows == 1
+    assert decoder(most=len(text()) + len(b"key")).decode(polled([text()])).rows == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "headers"),
+    [(b"k" * 100, ()), (None, [("h", b"v" * 100)]), (None, [("n" * 100, b"")])],
+)
+def test_keys_and_headers_are_part_of_a_messages_size(key: bytes | None, headers: Headers) -> None:
+    records = one(text(), key, headers)
+    assert decoder(most=records.nbytes).decode(records).rows == 1
+    refused = decoder(most=records.nbytes - 1).decode(records).table
+    assert refused.column("error").to_pylist() == ["too_large"]
+    assert refused.column("raw").to_pylist() == [text()]
 
 
 @pytest.mark.parametrize(
@@ -289,6 +325,82 @@ def test_error_rows_keep_what_the_message_was() -> None:
     assert batch.table.column("headers").to_pylist() == [headers, []]
     assert batch.table.column("key").to_pylist() == [b"key", None]
     assert batch.table.column("timestamp_ms").to_pylist() == [ARRIVED_MS, ARRIVED_MS + 1]
+
+
+def test_a_key_stands_at_the_first_row_of_its_message() -> None:
+    value = json.dumps([GOOD] * 6000).encode()
+    batch = decoder(most=2**20).decode(one(value, b"k" * 400_000))
+    assert batch.rows == 6000
+    assert batch.table.column("key").null_count == 5999
+    assert batch.table.column("key")[0].as_py() == b"k" * 400_000
+    assert batch.table.nbytes < 4_000_000
+
+
+def test_what_is_held_is_what_is_counted() -> None:
+    large = one(b"", b"k" * 1000, [("h", b"v" * 2000)])
+    assert large.nbytes == 3001
+    assert decoder().decode(large).nbytes >= 3001
+    many = decoded(b"[" + b",".join([b'{"unique_id":1,"ds":1700000000,"y":1}'] * 100) + b"]")
+    assert many.nbytes >= many.table.nbytes > 100 * 60
+
+
+def test_of_a_very_large_message_the_first_bytes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (decode, decode_table):
+        monkeypatch.setattr(module, "KEPT_BYTES", 5000)
+    whole, more = b"x" * 5000, b"y" * 5001
+    headers = [("a", b"1" * 3000), ("b", b"2" * 3000)]
+    found = [
+        decoder().decode(message).table.to_pylist()[0]
+        for message in (one(whole), one(more, b"k" * 6000, headers))
+    ]
+    assert [row["error"] for row in found] == ["too_large", "too_large"]
+    assert [row["raw"] for row in found] == [whole, more[:5000]]
+    assert "cut" not in found[0]["detail"]
+    assert hashlib.sha256(more).hexdigest() in found[1]["detail"]
+    assert "17003 bytes of at most 4096" in found[1]["detail"]
+    assert "has 5001 bytes" in found[1]["detail"]
+    assert (len(found[1]["key"]), found[1]["headers"]) == (5000, headers[:1])
+
+
+def test_a_message_that_the_decoder_fails_at_is_an_error_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failing_at(monkeypatch, ZeroDivisionError("oh\ud800\n"))
+    values = [text(), b"[]", text(), FATAL, text(), FATAL, text()]
+    odd = [("\ud800", b"1"), ("a", None)]
+    records = polled(values, [odd if value == FATAL else () for value in values])  # type: ignore[misc]
+    batch = decoder().decode(records)
+    table = batch.table
+    assert (batch.begin, batch.end, batch.rows) == (FIRST, FIRST + 7, 4)
+    assert table.column("offset").to_pylist() == list(range(FIRST, FIRST + 7))
+    codes = [None, "empty", None, "undecodable", None, "undecodable", None]
+    assert table.column("error").to_pylist() == codes
+    assert table.column("raw").to_pylist()[3] == FATAL
+    assert table.column("headers").to_pylist()[3] == [("\\ud800", b"1"), ("a", None)]
+    detail = table.column("detail").to_pylist()[3]
+    assert detail.startswith("ZeroDivisionError: oh") and detail.isprintable()
+    encode([batch], batch.begin, batch.end, topic="t", epoch="e", partition=0, writer="w")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(28, "No space left on device")])
+def test_what_this_machine_lacks_makes_no_error_row(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    failing_at(monkeypatch, error)
+    batch = decoder().decode(polled([text(), text(), text(), FATAL, text()]))
+    assert (batch.begin, batch.end, batch.rows) == (FIRST, FIRST + 3, 3)
+    with pytest.raises(Unavailable, match=r"offset 1000: .* on this machine"):
+        decoder().decode(polled([FATAL, text()]))
+
+
+def test_a_poll_with_more_bytes_than_a_batch_takes_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "POLL_BYTES", 0)
+    values = [text()] * 10
+    records = polled(values)
+    small = Decoder({}, max_message_bytes=4096, max_batch_bytes=len(text()) * 4)
+    batch = small.decode(records)
+    assert (batch.begin, batch.end, batch.rows) == (FIRST, FIRST + 3, 3)
+    assert small.decode(polled([text(x="x" * 3000), text()])).end == FIRST + 1
 
 
 def test_offsets_may_have_gaps() -> None:

@@ -29,7 +29,7 @@ from tests.served import HORIZON, LOOKBACK, KnownSet, known_set, served, transpa
 DATA = known_set(n_series=1)
 URL = "http://127.0.0.1:8000"
 STREAMED = ["load.csv", "servers", "send", "open", "take_in", "tabulate"]
-"""What comes before training; the keys of S3 are known before Ray starts, whose workers need them"""
+"""What comes before training. The keys of S3 are known before Ray starts: workers need them."""
 
 
 def config_of(root: Path, **sections: Any) -> Config:

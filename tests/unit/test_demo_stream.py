@@ -96,6 +96,16 @@ def test_no_actor_is_started_where_everything_is_stored(config: Config, stand: S
     assert told.steps[0].endswith("every byte verified; nothing new")
 
 
+def test_an_interrupt_is_told_in_the_words_of_the_whole_demo(config: Config, stand: Stand) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt("stopped after a drain: 0 rows in 0 segments")
+
+    stand.ingest = interrupted
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        take_in(config, Told())
+    assert str(stopped.value) == ""
+
+
 def test_what_came_since_is_taken_in(config: Config, stand: Stand) -> None:
     take_in(config, Told())
     store = Store.open(config.root)

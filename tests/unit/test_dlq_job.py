@@ -1,15 +1,32 @@
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import pytest
+from rich.console import Console
 
 from flts_ray.config import Config, parse_config
-from flts_ray.errors import DataError
+from flts_ray.errors import DataError, Unavailable
+from flts_ray.ingest.letter_topic import KafkaLetterTopic
 from flts_ray.ingest.letters import Letter, Which
-from flts_ray.jobs.dlq import chosen, list_letters, milliseconds, purge, render, show, summary
+from flts_ray.jobs.dlq import (
+    Purged,
+    _hidden_start,
+    chosen,
+    list_letters,
+    milliseconds,
+    purge,
+    render,
+    show,
+    summary,
+)
+from flts_ray.report_stream import letters_table
 from flts_ray.store import NotFound, Store
+from flts_ray.streams import connect
 from tests.segments import EPOCH, TOPIC, stored
 
 
@@ -112,3 +129,38 @@ def test_long_bytes_are_cut_with_a_note() -> None:
 def test_moments_without_a_zone_are_in_utc() -> None:
     assert milliseconds(datetime(1970, 1, 1, 0, 0, 1)) == 1000
     assert milliseconds(datetime.fromisoformat("1970-01-01T01:00:01+01:00")) == 1000
+
+
+@pytest.mark.parametrize("stamp", [2**62, -1, -(2**62)])
+def test_a_time_that_is_none_is_shown_as_its_number(stamp: int) -> None:
+    strange = letter(b"", timestamp_ms=stamp)
+    assert strange.arrived is None
+    assert f"arrived    {stamp} ms" in render(strange)
+    printed = io.StringIO()
+    Console(file=printed, width=200).print(letters_table([strange, letter(b"", timestamp_ms=0)]))
+    assert f"{stamp} ms" in printed.getvalue() and "1970-01-01 00:00:00" in printed.getvalue()
+
+
+def test_a_broker_that_is_away_keeps_no_letter_from_being_purged(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*given: object) -> None:
+        raise Unavailable("h:1: nobody answers")
+
+    monkeypatch.setattr(connect, "admin", away)
+    done = purge(config, Which(partition=0), "h:1")
+    assert done == Purged(4, None, "h:1: nobody answers")
+    assert [one.id for one in list_letters(config)] == ["1/0", "1/5"]
+
+
+def test_strangers_messages_end_what_is_freed(config: Config) -> None:
+    class Topic:
+        name = f"DLQ-{TOPIC}"
+
+        def messages(self, partition: int) -> Iterator[tuple[int, Letter | None]]:
+            foreign = Letter("../../other", EPOCH, 0, 0, "c", "", b"")
+            return iter([(7, letter(b"")), (8, foreign)])
+
+    purge(config, Which(), None)
+    store = Store.open(config.root)
+    assert _hidden_start(cast(KafkaLetterTopic, Topic()), store, 0) == (8, 1)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from flts_ray.errors import Unavailable
+from flts_ray.errors import FltsError, Unavailable
 from flts_ray.ingest.decode import Decoder
 from flts_ray.ingest.errands import Answer, Errands, Followed, Place, Stored
 from flts_ray.ingest.faults import NO_FAULTS
 from flts_ray.ingest.segment import Batch
 from flts_ray.ingest.sink_actions import Put, Recover
 from flts_ray.ingest.sink_events import Broken, PutCreated, PutExists, PutFailed
-from flts_ray.store import Created, Exists, FolderStore
+from flts_ray.store import Created, Exists, FolderStore, NotFound
 from flts_ray.streams.records import Records
 from tests.memory_broker import sample
 
@@ -137,3 +137,18 @@ def test_an_unforeseen_error_comes_out(store: Recording, errands: Errands) -> No
     errands.put(put(0, 5))
     with pytest.raises(ZeroDivisionError):
         answers(errands, 1)
+
+
+@pytest.mark.parametrize("error", [Unavailable("503"), NotFound("no such bucket")])
+def test_a_small_object_that_cannot_be_stored_is_told_and_stops_nothing(
+    store: Recording, errands: Errands, monkeypatch: pytest.MonkeyPatch, error: FltsError
+) -> None:
+    def fail(key: str, data: bytes) -> None:
+        raise error
+
+    monkeypatch.setattr(store, "put", fail)
+    told: list[FltsError] = []
+    errands.overwrite("status.json", b"{}", told.append)
+    errands.put(put(0, 5))
+    assert isinstance(answers(errands, 1)[0], Stored)
+    assert told == [error]

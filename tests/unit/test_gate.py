@@ -10,7 +10,7 @@ import pytest
 from flts_ray.config import GateConfig
 from flts_ray.errors import ArtifactError, DataError
 from flts_ray.evaluate.backtest import Backtest, Origins
-from flts_ray.evaluate.gate import Decision, ScoredWindows, judge
+from flts_ray.evaluate.gate import Decision, ScoredWindows, compare_alone, judge
 from flts_ray.evaluate.leakage import AuditResult
 
 HOUR_US = 3_600_000_000
@@ -172,3 +172,20 @@ def test_windows_are_scored_from_a_backtest() -> None:
     )
     windows = ScoredWindows.of("new", "gru", bt, np.array([1.0, 2.0]), "mase")
     assert windows.values.tolist() == [3.0, 4.0] and windows.value == 3.5
+
+
+def test_a_blend_meets_its_best_member_with_the_same_test() -> None:
+    blend, member = scored("blend", 0.7, "blend"), scored("old", 0.8, seed=2)
+    about = {"horizon": HORIZON, "step_us": HOUR_US, "seed": 0}
+    alone = compare_alone(blend, member, GateConfig(), **about)
+    assert alone is not None
+    (_, champion) = decide(blend, member).comparisons
+    assert replace(alone, role="champion") == champion
+    assert alone.role == "member"
+    same = compare_alone(member, member, GateConfig(), **about)
+    assert same is not None
+    assert not same.beaten
+    few, other = (scored(name, 0.7, days=7) for name in ("blend", "old"))
+    assert compare_alone(few, other, GateConfig(), **about) is None
+    with pytest.raises(DataError, match="same windows"):
+        compare_alone(blend, scored("old", 0.8, days=30), GateConfig(), **about)

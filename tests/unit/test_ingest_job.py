@@ -157,3 +157,12 @@ def test_a_run_to_the_end_gives_up_on_an_actor_that_never_gets_there(
     done = [ActorStatus(0, 2, "done")]
     Scripted(monkeypatch, often, done)
     assert [view.done for view in attend(fleet(until_end=False))] == [False, True]
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 0.5, float("nan"), float("inf")])
+def test_an_interval_that_is_none_is_refused_before_anything_starts(
+    config: str, capsys: pytest.CaptureFixture[str], seconds: float
+) -> None:
+    code = ingest.main(["--config", config, "--until-end", f"--compact-every={seconds}"])
+    assert code == 2
+    assert f"--compact-every is {seconds:g}; write seconds from 1" in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,28 @@ def test_unknown_series_are_named_with_a_suggestion(config: Config) -> None:
     assert caught.value.field == "unique_id"
     assert "s33: unknown; did you mean s3?" in str(caught.value)
     assert "flat: in quarantine, every value is 7" in str(caught.value)
+
+
+def test_names_are_compared_once_and_not_in_a_large_set(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    compare = difflib.get_close_matches
+
+    def counted(name: str, known: Sequence[str], n: int) -> list[str]:
+        seen.append(name)
+        return compare(name, known, n)
+
+    monkeypatch.setattr(difflib, "get_close_matches", counted)
+    made = prepare(config)
+    with pytest.raises(DataError, match=r"s44: unknown$"):
+        made.arrays(["flat", "s33", "s44"])
+    assert seen == ["s33"]
+    monkeypatch.setattr("flts_ray.prepare.loading.COMPARED", made.manifest.series - 1)
+    monkeypatch.setattr(PreparedSet, "ids", lambda self: pytest.fail("all names were read"))
+    with pytest.raises(DataError, match=r"s33: unknown$"):
+        made.arrays(["s33"])
+    assert seen == ["s33"]
 
 
 def test_all_quarantined_shows_the_counts(config: Config) -> None:

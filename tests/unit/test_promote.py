@@ -14,10 +14,17 @@ import pytest
 
 from flts_ray import promote
 from flts_ray.config import Config, SplitConfig, parse_config
-from flts_ray.errors import ArtifactError, ConfigError, Conflict, DataError, GateRefused
+from flts_ray.errors import (
+    ArtifactError,
+    ConfigError,
+    Conflict,
+    DataError,
+    GateRefused,
+    Unavailable,
+)
 from flts_ray.evaluate.finalists import Judged
 from flts_ray.evaluate.leakage import AuditResult
-from flts_ray.events import Kind
+from flts_ray.events import Kind, message_of
 from flts_ray.models import artifact
 from flts_ray.models.base import fit_fully
 from flts_ray.prepare.arrays import SeriesArrays
@@ -29,6 +36,7 @@ from flts_ray.promote import (
     judge_together,
     load_version,
     promote_version,
+    roll_back,
     seen_test_span,
     task_of,
     verdict_on,
@@ -241,7 +249,7 @@ def test_a_promotion_by_hand_is_told_and_a_refusal_is_not(
     assert 0 < second.pop("score") < first["score"]
     assert second == {
         "run_id": "run-2", "model_uri": "models:/load/2", "model_type": "ar",
-        "config_hash": config.digest(), "version": 2, "previous": 1,
+        "config_hash": config.digest(), "version": 2, "previous": 1, "entry": 2,
     }  # fmt: skip
 
 
@@ -302,7 +310,7 @@ def test_a_model_that_fails_the_audit_is_neither_champion_nor_challenger(
     assert decision.comparisons[0].beaten
     verdict = verdict_on(config, data, leaking, champion, decision)
     assert not verdict.may_challenge
-    assert conclude(services.registry(), verdict, version, NOW, Notes()) is False
+    assert conclude(services.registry(), verdict, version, NOW, Notes()) is None
     assert services.registry().challenger() is None
     assert "leakage audit" in list(services.registry().decisions().values())[-1]["reason"]
 
@@ -343,7 +351,8 @@ def test_of_two_promotions_at_once_one_wins(
     def run(version: ModelVersion) -> None:
         barrier.wait()
         try:
-            won.append(conclude(services.registry(), verdict, version, NOW, Notes()))
+            entry = conclude(services.registry(), verdict, version, NOW, Notes())
+            won.append(entry is not None)
         except Conflict as error:
             lost.append(str(error))
 
@@ -389,3 +398,34 @@ def test_a_version_whose_data_are_gone_is_refused_with_a_record(
     assert record["accepted"] is False
     assert record["parity"] is None
     assert services.registry().champion() is None
+
+
+def test_rollbacks_are_told_and_each_is_an_event_of_its_own(
+    services: MemoryServices, prepared: PreparedSet, models: dict[str, Path]
+) -> None:
+    told = Told()
+    services = replace(services, events=told)
+    add(services, models["poor"])
+    promote_version(services.config, services, prepared, 1, NOW, Notes())
+    add(services, models["good"], "run-2")
+    promote_version(services.config, services, prepared, 2, NOW, Notes())
+    for _ in range(2):
+        roll_back(services, NOW, "bad nights")
+    seen = [dict(data) for kind, data in told.seen if kind == "model-selected"]
+    assert [(one["version"], one["previous"]) for one in seen] == [
+        (1, None),
+        (2, 1),
+        (1, 2),
+        (2, 1),
+    ]
+    assert [one["score"] is None for one in seen] == [False, False, True, True]
+    assert seen[2]["model_uri"] == "models:/load/1" and seen[3]["run_id"] == "run-2"
+    messages = [message_of("model-selected", one, "/flts", "load", NOW) for one in seen]
+    assert len({dict(message.headers)["ce_id"] for message in messages}) == 4
+
+
+def test_a_rollback_that_cannot_be_is_not_told(services: MemoryServices) -> None:
+    told = Told()
+    with pytest.raises(Unavailable):
+        roll_back(replace(services, events=told), NOW, "bad nights")
+    assert told.seen == []

@@ -291,8 +291,10 @@ def test_restore_refuses_arrays_that_are_off(quick: Fitted, damage: Any, named: 
         {"cell": "lstm"},
         {"segment": 5},
         {"centre": "x"},
-        {"penalty": 0.0},
-        {"penalty": "1"},
+        {"ridge": [0.0, 0.5, 0.0]},
+        {"ridge": [1.0, 0.5]},
+        {"events": [2, 2]},
+        {"events": [3]},
         {"a": 1},
     ],
 )
@@ -357,7 +359,7 @@ def test_forecast_refuses_a_short_history(data: SeriesArrays, quick: Fitted) -> 
 
 @pytest.mark.parametrize(
     ("lookback", "season", "horizon", "expected"),
-    [(None, 24, 12, (48, 6)), (336, 48, 48, (336, 12)), (120, 720, 30, (120, 15))],
+    [(None, 24, 12, (288, 12)), (336, 48, 48, (336, 12)), (120, 720, 30, (120, 15))],
 )
 def test_segments_follow_the_season(
     lookback: int | None, season: int, horizon: int, expected: tuple[int, int]
@@ -385,7 +387,6 @@ def test_lookback_is_whole_segments_that_fit(
 
 def _inputs(shape: Shape, n: int, size: float, seed: int) -> Inputs:
     rng = torch.Generator().manual_seed(seed)
-    steps = shape.lookback + shape.horizon
 
     def draw(*sizes: int) -> torch.Tensor:
         return size * torch.randn(n, *sizes, generator=rng)
@@ -393,8 +394,8 @@ def _inputs(shape: Shape, n: int, size: float, seed: int) -> Inputs:
     return Inputs(
         draw(shape.lookback),
         torch.ones(n, shape.lookback),
-        draw(shape.lookback, shape.past),
-        draw(steps, shape.future),
+        draw(shape.lookback, shape.seen),
+        draw(shape.horizon, shape.ahead),
         draw(shape.static),
     )
 
@@ -407,7 +408,7 @@ def _inputs(shape: Shape, n: int, size: float, seed: int) -> Inputs:
     horizon=st.integers(1, 9),
 )
 def test_quantiles_never_cross(size: float, seed: int, cell: str, horizon: int) -> None:
-    shape = Shape(cell, 12, 4, horizon, LEVELS, 1, 2, 1, 8, 2, 0.0, 12)
+    shape = Shape(cell, 12, 4, horizon, LEVELS, 1, 1, 2, 1, 8, 2, 0.0, 12)
     torch.manual_seed(seed)
     net = SegmentNet(shape).eval()
     for weight in net.parameters():
@@ -419,7 +420,7 @@ def test_quantiles_never_cross(size: float, seed: int, cell: str, horizon: int) 
 
 
 def test_network_starts_with_normal_bands_of_the_given_size() -> None:
-    net = SegmentNet(Shape("gru", 12, 4, 8, LEVELS, 0, 0, 0, 8, 1, 0.0, 0)).eval()
+    net = SegmentNet(Shape("gru", 12, 4, 8, LEVELS, 0, 0, 0, 0, 8, 1, 0.0, 0)).eval()
     net.head.weight.data.zero_()
     net.start_at(2.0)
     _, quantiles = net(_inputs(net.shape, 1, 1.0, 0))

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from flts_ray.config import Score
 from flts_ray.evaluate import selection
-from flts_ray.evaluate.bench import Errors
+from flts_ray.evaluate.bench import Bench, Errors
 from flts_ray.evaluate.metrics import window_scores
-from flts_ray.evaluate.selection import greedy, learn, paying, select, time_blocks
+from flts_ray.evaluate.selection import Reads, greedy, learn, paying, select, time_blocks
 from tests.unit.test_bench import STEP_US, noisy_bench
 
 NO_OVERLAP = 4 * STEP_US
@@ -72,12 +72,13 @@ def test_blocks_cover_all_windows_and_share_no_value_with_what_is_learned_from()
 
 def test_a_series_with_few_windows_keeps_the_weights_of_all() -> None:
     bench = noisy_bench(np.array([[0.2, 2.0], [2.0, 0.2]]))
-    errors, series = Errors.of(bench, "mase"), bench.origins.series
-    found = learn(errors, series, 3, 2, own=True)
+    reads, series = Reads.of(bench, "mase"), bench.origins.series
+    everywhere = np.ones(len(bench), dtype=bool)
+    found = learn(reads, everywhere, series, 3, 2, own=True)
     assert found.own[0, 0] > 0.8
     assert found.own[1, 1] > 0.8
     np.testing.assert_array_equal(found.own[2], found.weights)
-    alone = learn(errors, series, 3, 2, own=False)
+    alone = learn(reads, everywhere, series, 3, 2, own=False)
     np.testing.assert_array_equal(alone.own, np.stack([found.weights] * 3))
 
 
@@ -85,13 +86,14 @@ def test_series_that_differ_get_weights_of_their_own() -> None:
     bench = noisy_bench(np.array([[0.3, 1.5, 0.3], [1.5, 0.3, 1.5]]), n=200)
     found = select(bench, "scaled_pinball", 4, NO_OVERLAP, per_series=True)
     assert found is not None
-    assert found.owners.all()
-    assert found.own[1, 1] > 0.7
-    assert found.own[0, 0] > found.weights[0]
-    np.testing.assert_allclose(found.own.sum(axis=1), 1.0)
+    own = found.weights[found.row_of_series]
+    assert own[1, 1] > 0.7
+    assert (own[[0, 2], 0] > 0.7).all()
+    np.testing.assert_allclose(own.sum(axis=1), 1.0)
+    assert (found.mean_weights == found.mean_weights[0]).all()
     shared = select(bench, "scaled_pinball", 4, NO_OVERLAP, per_series=False)
     assert shared is not None
-    assert not shared.owners.any()
+    assert not shared.row_of_series.any()
     scores = [
         window_scores(one.judged, bench.series_scale, "scaled_pinball").mean()
         for one in (found, shared)
@@ -104,7 +106,28 @@ def test_equal_series_keep_the_weights_of_all(seed: int) -> None:
     bench = noisy_bench(np.ones((3, 8)), n=100, seed=seed)
     found = select(bench, "rmse", 4, NO_OVERLAP, per_series=True)
     assert found is not None
-    assert found.owners.sum() <= 1
+    assert (found.row_of_series > 0).sum() <= 1
+
+
+def with_good_means(bench: Bench, model: int) -> Bench:
+    """The same, but one model's means hit; its quantiles stay as they are."""
+    one = bench.backtests[model]
+    one.mean[:] += 0.9 * np.nan_to_num(one.actual - one.mean)
+    return bench
+
+
+def test_means_and_quantiles_are_chosen_by_their_own_losses() -> None:
+    bench = with_good_means(noisy_bench(np.array([[0.3], [1.5]]), n=200), 1)
+    for score in ("scaled_pinball", "rmse", "mae"):
+        found = select(bench, score, 2, NO_OVERLAP, per_series=False)
+        assert found is not None
+        assert found.weights[0, 0] > 0.8
+        assert found.mean_weights[0, 1] > 0.7
+        mixture = bench.mixed(found.weights[0], found.mean_weights[0])
+        np.testing.assert_allclose(found.judged.mean, mixture.mean, atol=0.2)
+    both = select(bench, "composite", 2, NO_OVERLAP, per_series=False)
+    assert both is not None
+    np.testing.assert_array_equal(both.weights, both.mean_weights)
 
 
 def test_what_is_reported_was_learned_without_the_block() -> None:
@@ -122,11 +145,13 @@ def test_what_is_reported_was_learned_without_the_block() -> None:
     weights = greedy(errors, np.zeros(seen, np.int64), 1, np.arange(2), 2)[0]
     expected = bench.mixed(weights).mean[edge.held]
     np.testing.assert_allclose(found.judged.mean[edge.held], expected)
-    assert found.weights[1] > weights[1]
+    assert found.mean_weights[0, 1] > weights[1]
 
 
-def test_too_narrow_bands_are_widened_only_where_that_holds_on_other_blocks() -> None:
-    bench = noisy_bench(np.array([[1.0], [1.0]]), n=300)
+def test_bands_are_corrected_where_that_holds_on_other_blocks() -> None:
+    bench = noisy_bench(np.array([[1.0]]).repeat(2, axis=0), n=300)
+    two = bench.backtests[1]
+    two.mean[:], two.quantiles[:] = bench.backtests[0].mean, bench.backtests[0].quantiles
     assert np.abs(select_shift(bench)).max() < 0.35
     for one in bench.backtests:
         centre = one.mean[..., None]
@@ -136,7 +161,7 @@ def test_too_narrow_bands_are_widened_only_where_that_holds_on_other_blocks() ->
     assert (shift[:, -1] > 0.5).all()
 
 
-def select_shift(bench: selection.Bench) -> np.ndarray:
+def select_shift(bench: Bench) -> np.ndarray:
     found = select(bench, "scaled_pinball", 2, NO_OVERLAP, per_series=False)
     assert found is not None
     return found.shift

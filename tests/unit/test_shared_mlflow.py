@@ -151,3 +151,18 @@ def test_a_server_that_never_answers_is_told_with_its_log(
     finally:
         first.stop()
         second.stop()
+
+
+def test_a_database_whose_making_was_cut_off_is_made_again(user: User, tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    half = MlflowServer(tmp_path)
+    half.start()
+    database.write_text("half migrated")
+    half.stop()
+    only, _ = user()
+    assert not database.exists()
+    database.write_text("whole")
+    only.stop()
+    again, _ = user()
+    assert database.read_text() == "whole"
+    again.stop()

@@ -457,8 +457,26 @@ def test_what_cannot_be_decoded_now_is_read_again_later() -> None:
     assert run.after(0.1) == [Resume((0,))]
     run.say(Undecoded(0, "claims away"))
     assert run.after(1.9) == [] and run.after(0.1) == [Resume((0,))]
+    assert run.sink.partitions[0].waits == "claims away"
     run.poll(0, 3)
     assert run.sink.partitions[0].stall is None
+    assert run.sink.partitions[0].waits == ""
+
+
+def test_what_can_never_be_decoded_stops_nothing_but_its_partition() -> None:
+    run = Run()
+    run.reading(0)
+    run.reading(1)
+    run.poll(0, 4)
+    for _ in range(100):
+        assert run.say(Undecoded(0, "claims away")) == [Seek(0, 4), Pause((0,))]
+        assert Resume((0,)) in run.after(LIMITS.retry_cap_s)
+    assert run.sink.clock > 10 * LIMITS.store_patience_s
+    waiting, other = run.sink.partitions[0], run.sink.partitions[1]
+    assert waiting.stuck(run.sink.clock, LIMITS) and waiting.frontier == 0
+    assert not other.stuck(run.sink.clock, LIMITS) and not other.paused
+    run.poll(0, 10, partition=1)
+    assert only_put(run.after(0)).partition == 1
 
 
 def test_a_stored_object_that_makes_no_sense_halts_its_partition() -> None:

@@ -193,6 +193,19 @@ def test_swept_files_are_told(tmp_path: Path) -> None:
         prepare(config)
 
 
+def test_altered_files_are_told(tmp_path: Path) -> None:
+    config, entry = filled(tmp_path, load_rows())
+    store = Store.open(config.root)
+    key = f"{table_folder(TOPIC, EPOCH)}/{entry.files[3].path}"
+    data = store.get(key)
+    altered = data.replace(b"parquet-cpp", b"parquet-CPP")
+    assert altered != data
+    store.put(key, altered)  # as readable and as long as before
+    with pytest.raises(DataError, match=r"changed since it was written \(SHA-256") as told:
+        prepare(config)
+    assert told.value.field == "data.snapshot"
+
+
 @pytest.mark.parametrize(
     "data", [{"layout": "wide", "targets": ["a"]}, {"test_path": "x.csv"}], ids=["wide", "test"]
 )

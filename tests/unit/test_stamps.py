@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flts_ray.sources.stamps import parse_stamps, repeated_hours, resolve_ambiguous
@@ -33,6 +33,7 @@ def walls(*texts: str) -> np.ndarray:
     return np.array(texts, dtype="datetime64[us]").astype(np.int64)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(MOMENTS, OFFSETS), min_size=1, max_size=20))
 def test_text_with_offsets_comes_back_to_the_microsecond(
     pairs: list[tuple[datetime, timezone]],
@@ -43,6 +44,7 @@ def test_text_with_offsets_comes_back_to_the_microsecond(
     assert found.tolist() == [us(m) for m in moments]
 
 
+@settings(deadline=None)
 @given(st.lists(MOMENTS, min_size=1, max_size=20), st.sampled_from(ZONES))
 def test_wall_clock_text_is_read_as_the_standard_library_does(
     moments: list[datetime], zone: str
@@ -52,6 +54,7 @@ def test_wall_clock_text_is_read_as_the_standard_library_does(
     assert found.tolist() == [us(m.replace(tzinfo=ZoneInfo(zone))) for m in moments]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.datetimes(datetime(1981, 1, 1), datetime(2150, 1, 1)), min_size=1, max_size=20),
     st.sampled_from([(1, 10**6), (10**3, 10**3), (10**6, 1)]),
@@ -176,3 +179,12 @@ def test_repeated_hours_of_a_half_hour_change() -> None:
     assert mask.tolist() == [False, True, True, False]
     assert later.tolist() == [0, 1_800_000_000, 1_800_000_000, 0]
     assert not repeated_hours(wall, "UTC")[0].any()
+
+
+@pytest.mark.parametrize("zone", ["+18:00", "+19:00", "-23:59", "+23:00", "+24:00", "+23:60"])
+def test_an_offset_is_good_or_bad_in_any_company(zone: str) -> None:
+    text = f"2020-01-05T07:30:00{zone}"
+    alone, alone_bad = parse_stamps(pa.array([text]), "UTC")
+    mixed, mixed_bad = parse_stamps(pa.array([text, "2020/1/5"]), "UTC")
+    assert (alone[0], alone_bad[0]) == (mixed[0], mixed_bad[0])
+    assert alone_bad[0] == (zone in ("+24:00", "+23:60"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import pickle
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flts_ray.errors import ConfigError, DataError, Unavailable
-from flts_ray.store import Created, Exists, FolderStore, NotFound, ObjectInfo, Store
+from flts_ray.store import Created, Denied, Exists, FolderStore, NotFound, ObjectInfo, Store
 
 
 @pytest.fixture
@@ -82,6 +83,30 @@ def test_a_key_below_a_file_is_unavailable(store: Store) -> None:
     store.put("a", b"")
     with pytest.raises(Unavailable, match=r"a/b"):
         store.put("a/b", b"")
+
+
+def test_what_may_not_be_looked_at_is_denied(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: Path, **_: bool) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    store.put("a", b"")
+    for ask in (store.head, store.exists, store.get):
+        with pytest.raises(Denied, match="too long"):
+            ask("x" * 300)
+    monkeypatch.setattr(Path, "stat", closed)
+    for ask in (store.head, store.exists):
+        with pytest.raises(Denied, match="rights"):
+            ask("a")
+
+
+def test_what_is_no_file_is_not_there(store: Store, tmp_path: Path) -> None:
+    store.put("a", b"")
+    (tmp_path / "root" / "loop").symlink_to("loop")
+    (tmp_path / "root" / "folder").mkdir()
+    for key in ("a/b", "loop", "folder", "none"):
+        assert not store.exists(key)
+        with pytest.raises(NotFound, match=key):
+            store.head(key)
 
 
 def test_folders_travel_whole(store: Store, tmp_path: Path) -> None:

@@ -40,9 +40,23 @@ def test_columns_hold_what_the_messages_hold() -> None:
     found = _columns(3, [Row(5, b"abc"), Row(6, None)])
     assert (list(found.offsets), list(found.values)) == ([5, 6], [b"abc", None])
     assert (list(found.timestamps_ms), list(found.keys)) == ([1005, 1006], [b"k5", b"k6"])
-    assert (list(found.headers), found.nbytes, found.partition) == ([], 3, 3)
+    assert (list(found.headers), found.nbytes, found.partition) == ([], 3 + 2 * 2, 3)
     with_headers = _columns(3, [Row(5, b"a"), Row(6, b"b", [("deadline_ms", b"1")])])
     assert list(with_headers.headers) == [(), [("deadline_ms", b"1")]]
+    assert with_headers.nbytes == 2 + 2 * 2 + 12
+
+
+@pytest.mark.parametrize(
+    "error", [SystemError("no UTF-8"), UnicodeDecodeError("utf-8", b"", 0, 1, "")]
+)
+def test_headers_that_the_library_cannot_give_stop_nothing(error: Exception) -> None:
+    class Odd(Row):
+        def headers(self) -> Any:
+            raise error
+
+    found = _columns(3, [Row(5, b"a", [("h", b"1")]), Odd(6, b"b"), Row(7, b"c")])
+    assert list(found.values) == [b"a", b"b", b"c"]
+    assert list(found.headers) == [[("h", b"1")], (), ()]
 
 
 def test_settings_carry_the_security_of_the_configuration() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from flts_ray.config_stream import StreamConfig
 from flts_ray.errors import ConfigError
-from flts_ray.streams.access import Login, login, refused, silent, unacknowledged
+from flts_ray.streams.access import Login, NotTaken, login, refused, silent, unacknowledged
 from flts_ray.streams.connect import epoch_of
 
 SASL = StreamConfig(security="SASL_SSL", sasl_mechanism="SCRAM-SHA-256")
@@ -65,3 +65,12 @@ def test_messages_name_the_brokers_and_what_to_do() -> None:
     told = str(unacknowledged("h:1", 5, 2.0, ["too large", "too large", "no rights"]))
     assert "5 messages" in told
     assert "too large (2 times); no rights (1 times); no answer to 2 within 2 s" in told
+
+
+def test_what_is_refused_for_good_is_told_apart() -> None:
+    large = ["MessageSizeTooLargeError: [Error 10]", "MSG_SIZE_TOO_LARGE: Broker: too large"]
+    assert isinstance(unacknowledged("h:1", 2, 2.0, large), NotTaken)
+    assert isinstance(refused("h:1", large[0]), NotTaken)
+    assert not isinstance(unacknowledged("h:1", 3, 2.0, large), NotTaken)
+    assert not isinstance(unacknowledged("h:1", 2, 2.0, [large[0], "timed out"]), NotTaken)
+    assert not isinstance(refused("h:1", "TopicAuthorizationFailedError"), NotTaken)

@@ -212,3 +212,22 @@ def test_events_are_off_where_no_broker_is_known(tmp_path: Path) -> None:
             assert isinstance(events, NoEvents)
     with told(config_of(tmp_path)), session._events(config_of(tmp_path, **on)) as events:
         assert not isinstance(events, NoEvents)
+
+
+@pytest.mark.parametrize("settings", [{"root": "s3://My_Loads"}, {"claims": {"b": "s3://ab/x"}}])
+def test_a_bucket_name_is_checked_before_anything_starts(settings: dict[str, Any]) -> None:
+    stream = {"claims": settings["claims"]} if "claims" in settings else {}
+    with pytest.raises(ConfigError, match="choose another name"):
+        plan_of(config_of(settings.get("root", "here"), stream=stream))
+
+
+def test_a_root_that_is_kept_here_is_never_looked_for_elsewhere() -> None:
+    config = config_of("s3://loads/x")
+    adopt_local(config)
+    (up_folder(config) / "s3").mkdir(parents=True)
+    with pytest.raises(Unavailable, match=r"s3://loads/x is kept .*`flts up -c`"):
+        adopt_local(config)
+    with told(config):
+        adopt_local(config)
+    assert os.environ["AWS_ACCESS_KEY_ID"] == KEYS["AWS_ACCESS_KEY_ID"]
+    adopt_local(config)

@@ -21,7 +21,7 @@ from flts_ray.ingest.segment import (
 )
 from flts_ray.ingest.verify import Checked, VerifyReport, verify, verify_store
 from flts_ray.store import NotFound, Store
-from tests.segments import EPOCH, SCHEMA, TOPIC, bad, good, segment, stored
+from tests.segments import EPOCH, SCHEMA, TOPIC, Racing, bad, good, segment, stored
 
 Held = dict[str, tuple[bytes, SegmentInfo]]
 
@@ -278,3 +278,13 @@ def test_foreign_objects_in_a_store_are_problems(store: Store) -> None:
     stored(store, 0, 5)
     store.put(f"raw/{TOPIC}/{EPOCH}/p=0/notes.txt", b"")
     assert codes(verify_store(store, TOPIC, EPOCH, {}, deep=True)) == ["foreign"]
+
+
+def test_a_segment_that_the_listing_missed_is_no_gap(store: Store) -> None:
+    for begin, end in ((0, 5), (5, 9), (9, 12), (12, 20)):
+        stored(store, begin, end)
+    report = verify_store(Racing(store.root, 0, 9), TOPIC, EPOCH, {0: 20}, deep=True)
+    assert report.ok and report.partitions[0].frontier == 20 and report.segments == 4
+    store.delete(segment_key(TOPIC, EPOCH, 0, 9))
+    again = verify_store(Racing(store.root, 5), TOPIC, EPOCH, {})
+    assert codes(again) == ["gap", "beyond_gap"] and again.segments == 3

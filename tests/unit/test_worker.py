@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from flts_ray.ingest.decode import Decoder
 from flts_ray.ingest.segment import Batch, read_table
 from flts_ray.ingest.verify import verify_store
 from flts_ray.ingest.worker import Decodes, Worker
-from flts_ray.ingest.worker_status import COUNTS, status_key
+from flts_ray.ingest.worker_status import COUNTS, Stuck, status_key
 from flts_ray.store import Created, Exists, FolderStore, Store
 from flts_ray.streams.records import Records
 from tests.memory_broker import MemoryConsumer, MemoryTopic, sample
@@ -119,6 +120,69 @@ class Doubtful:
         if self.failures >= 0:
             raise Unavailable("the claimed object's store is away")
         return self.decoder.decode(records)
+
+
+class Blocked:
+    """A decoder for which one partition's messages from an offset on cannot be decoded."""
+
+    def __init__(self, partition: int, offset: int = 0) -> None:
+        self.partition, self.offset = partition, offset
+        self.decoder = Decoder({}, max_message_bytes=1000)
+
+    def decode(self, records: Records) -> Batch:
+        if records.partition == self.partition and records.offsets[-1] >= self.offset:
+            raise Unavailable("s3://elsewhere: refused")
+        return self.decoder.decode(records)
+
+
+class Modest:
+    """A decoder that takes at most three messages at once."""
+
+    def __init__(self) -> None:
+        self.decoder = Decoder({}, max_message_bytes=1000)
+
+    def decode(self, records: Records) -> Batch:
+        return self.decoder.decode(records.part(0, 3))
+
+
+class Distant(MemoryConsumer):
+    """While the broker is away nothing can be asked of it and nothing comes."""
+
+    def partitions(self) -> list[int]:
+        self._reach()
+        return super().partitions()
+
+    def poll(self, timeout_s: float, max_records: int) -> list[Records]:
+        if self.away:
+            threading.Event().wait(0.002)
+            return []
+        return super().poll(timeout_s, max_records)
+
+
+def waits(worker: Worker) -> bool:
+    """Whether partition 0 waits for what it cannot decode."""
+    partition = worker.snapshot().partitions.get(0)
+    return partition is not None and partition.waits != ""
+
+
+@contextmanager
+def running(worker: Worker) -> Iterator[list[BaseException]]:
+    """A worker in a thread of its own until the block ends; what it raises."""
+    stop, raised = threading.Event(), list[BaseException]()
+
+    def run() -> None:
+        try:
+            worker.run(stop)
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield raised
+    finally:
+        stop.set()
+        thread.join(20)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -367,3 +431,111 @@ def test_events_are_few_and_named(site: Site) -> None:
         "ingest_worker_ended",
     }  # fmt: skip
     assert len(logs) <= 8
+
+
+def test_what_cannot_be_decoded_keeps_no_other_partition_waiting(tmp_path: Path) -> None:
+    site = Site(tmp_path, partitions=2)
+    site.topic.add(0, 5)
+    site.topic.add(1, 5)
+    worker = site.worker(decoder=Blocked(0), store_patience_s=0.1, segment_age_s=0.05)
+    with running(worker) as raised:
+        wait_for(lambda: waits(worker))
+        began = time.monotonic()
+        wait_for(lambda: len(site.loads(1)) == 5 and time.monotonic() > began + 1.5)
+        site.topic.add(1, 5)
+        wait_for(lambda: len(site.loads(1)) == 10)
+        assert "refused" in worker.snapshot().partitions[0].waits
+        assert raised == []
+    assert raised == [] and site.loads(0) == []
+
+
+def test_a_run_to_the_end_names_what_it_could_not_decode(tmp_path: Path) -> None:
+    site = Site(tmp_path, partitions=2)
+    site.topic.add(0, 20)
+    site.topic.add(1, 50)
+    worker = site.worker(decoder=Blocked(0, 18), store_patience_s=0.5, poll_records=7)
+    with pytest.raises(Stuck, match=r"partition 0.*offset 14.*patience_s \(0.5 s\): .*refused"):
+        site.ingest(worker)
+    assert site.loads(0) == [float(n) for n in range(14)]
+    assert len(site.loads(1)) == 50
+    assert site.problems() == []
+
+
+def test_messages_that_a_batch_leaves_over_are_read_again(site: Site) -> None:
+    site.topic.add(0, 100)
+    consumer = MemoryConsumer(site.topic)
+    worker = site.ingest(site.worker(consumer, decoder=Modest()))
+    assert site.loads() == [float(n) for n in range(100)] and site.problems() == []
+    assert consumer.seeks[:3] == [(0, 0), (0, 3), (0, 6)]
+    totals = worker.snapshot().totals
+    assert totals["messages"] == totals["rows"] == 100
+    assert totals["bytes"] == sum(len(value or b"") for value in site.topic.messages[0])
+    assert totals["lost"] == totals["conflicts"] == 0
+
+
+def test_a_broker_that_goes_away_for_a_while_ends_nothing(site: Site) -> None:
+    site.topic.add(0, 5)
+    consumer = Distant(site.topic)
+    worker = site.worker(consumer, segment_age_s=0.05)
+    with running(worker) as raised:
+        wait_for(lambda: len(site.loads()) == 5)
+        for known in (False, True):
+            consumer.away = True
+            consumer.away_since = 1.0 if known else None
+            told = worker.snapshot().updated_at
+            wait_for(lambda told=told: worker.snapshot().updated_at > told)  # type: ignore[misc]
+            time.sleep(0.1)
+            assert raised == []
+            consumer.away, consumer.away_since = False, None
+        site.topic.add(0, 5)
+        wait_for(lambda: len(site.loads()) == 10)
+    assert raised == [] and site.problems() == []
+
+
+@pytest.mark.parametrize("away_since", [1.0, None])
+def test_a_topic_made_anew_during_an_outage_is_noticed_before_it_is_read(
+    site: Site, away_since: float | None
+) -> None:
+    site.topic.add(0, 5)
+    consumer, epoch = Distant(site.topic), [EPOCH]
+
+    def epoch_now() -> str:
+        if consumer.away:
+            raise Unavailable("the broker does not answer")
+        return epoch[0]
+
+    worker = site.worker(consumer, epoch_now=epoch_now, segment_rows=5, segment_age_s=0.05)
+    with running(worker) as raised:
+        wait_for(lambda: len(site.loads()) == 5)
+        consumer.away, consumer.away_since = True, away_since
+        for _ in range(3):
+            told = worker.snapshot().updated_at
+            wait_for(lambda told=told: worker.snapshot().updated_at > told)  # type: ignore[misc]
+        epoch[0] = "another"
+        site.topic.messages[0] = [sample(1000 + n) for n in range(25)]
+        consumer.away, consumer.away_since = False, None
+        wait_for(lambda: bool(raised))
+    assert isinstance(raised[0], Unavailable) and "made anew" in str(raised[0])
+    assert site.loads() == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_topic_whose_identity_nobody_tells_after_an_outage_is_read_later(site: Site) -> None:
+    consumer, silent = Distant(site.topic), [True]
+
+    def epoch_now() -> str:
+        if silent[0]:
+            raise Unavailable("the broker does not say")
+        return EPOCH
+
+    worker = site.worker(consumer, epoch_now=epoch_now, segment_age_s=0.05)
+    with running(worker) as raised:
+        wait_for(lambda: 0 in worker.snapshot().partitions)
+        consumer.away, consumer.away_since = True, 1.0
+        time.sleep(0.1)
+        site.topic.add(0, 5)
+        consumer.away, consumer.away_since = False, None
+        wait_for(lambda: waits(worker))
+        assert site.loads() == []
+        silent[0] = False
+        wait_for(lambda: len(site.loads()) == 5)
+    assert raised == []

@@ -1,0 +1,123 @@
+"""Many small networks of one shape, run and trained as one.
+
+Design choices: the weights of all networks are one matrix, a row each, so that a step of the
+optimiser, the running mean, the best weights and dropping a network that has stopped are each one
+operation whatever the number of networks; the network itself is written once, for one set of
+weights, and `torch.func.vmap` turns its products into batched ones; each network has its own
+gradient norm, and one whose gradient is not finite rests while the others go on.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.func import functional_call, vmap
+
+from flts_ray.models.recurrent_net import Inputs, SegmentNet, forecast_loss
+from flts_ray.models.recurrent_train import MAX_WEIGHT, Schedule
+from flts_ray.models.recurrent_windows import Batch
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+class Stack:
+    """The forward pass of many networks with the shape of `net`, which maps by hand.
+
+    A matrix of weights is float [networks, P]; `net`'s fixed linear map is common to all.
+    """
+
+    def __init__(self, net: SegmentNet) -> None:
+        self.net = net
+        trained = [(name, w) for name, w in net.named_parameters() if w.requires_grad]
+        self.shapes = {name: tuple(w.shape) for name, w in trained}
+        self.sizes = [w.numel() for _, w in trained]
+
+    def row(self) -> torch.Tensor:
+        """The weights of `net` itself: [P]."""
+        return torch.cat([self.net.get_parameter(name).detach().ravel() for name in self.shapes])
+
+    def views(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Every weight by its name: [networks, *shape]."""
+        parts = weights.split(self.sizes, dim=-1)
+        shapes = self.shapes.items()
+        pairs = zip(shapes, parts, strict=True)
+        return {name: part.reshape(*weights.shape[:-1], *shape) for (name, shape), part in pairs}
+
+    def forecast(self, weights: torch.Tensor, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean [networks, m, H] and quantiles [networks, m, H, Q] of m windows each."""
+        linear = self.net.linear
+
+        def one(own: dict[str, torch.Tensor], seen: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+            found: tuple[torch.Tensor, torch.Tensor] = functional_call(
+                self.net, {**own, "linear": linear}, (seen,)
+            )
+            return found
+
+        mean, quantiles = vmap(one, randomness="different")(self.views(weights), inputs)
+        return mean, quantiles
+
+    def losses(
+        self, weights: torch.Tensor, batch: Batch, mean_weight: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each network minimises and its pinball part: [networks] each."""
+        mean, quantiles = self.forecast(weights, batch.inputs)
+        levels = torch.tensor(self.net.shape.levels, dtype=mean.dtype, device=mean.device)
+
+        def one(*parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            own_mean, own_quantiles, target, counted, scale = parts
+            weight = scale.clamp_max(MAX_WEIGHT)
+            forecast = (own_mean, own_quantiles)
+            return forecast_loss(forecast, target, counted, weight, levels, mean_weight)
+
+        loss, sharp = vmap(one)(mean, quantiles, batch.target, batch.counted, batch.scale)
+        return loss, sharp
+
+
+class StackOptimiser:
+    """AdamW (Loshchilov & Hutter 2019) and a running mean of the weights, for rows of a matrix.
+
+    The learning rate falls to zero along a half cosine over `steps` steps, after a short rise.
+    """
+
+    def __init__(self, weights: torch.Tensor, schedule: Schedule, steps: int) -> None:
+        self.schedule, self.steps, self.step_number = schedule, steps, 0
+        self.weights = weights.clone().requires_grad_()
+        self.averaged = weights.clone()
+        self._first, self._second = torch.zeros_like(weights), torch.zeros_like(weights)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop all networks but these."""
+        self.weights = self.weights.detach()[rows].requires_grad_()
+        self.averaged = self.averaged[rows]
+        self._first, self._second = self._first[rows], self._second[rows]
+
+    def step(self, losses: torch.Tensor) -> None:
+        """One step of every network along the gradient of its own loss: losses [networks]."""
+        (gradient,) = torch.autograd.grad(losses.sum(), self.weights)
+        norm = gradient.norm(dim=1, keepdim=True)
+        finite = torch.isfinite(norm)
+        clip = (self.schedule.clip_norm / (norm + 1e-6)).clamp_max(1.0)
+        gradient = torch.where(finite, gradient * clip, 0.0)
+        rate = self._rate() * finite
+        self.step_number += 1
+        with torch.no_grad():
+            self._move(gradient, rate)
+            decay = self.schedule.average if self.step_number > 1 else 0.0
+            self.averaged.lerp_(self.weights, 1.0 - decay)
+
+    def _move(self, gradient: torch.Tensor, rate: torch.Tensor) -> None:
+        first, second = BETAS
+        self._first.lerp_(gradient, 1.0 - first)
+        self._second.mul_(second).addcmul_(gradient, gradient, value=1.0 - second)
+        size = (self._second / (1.0 - second**self.step_number)).sqrt_().add_(EPSILON)
+        towards = self._first / (1.0 - first**self.step_number)
+        self.weights.mul_(1.0 - rate * self.schedule.weight_decay)
+        self.weights.sub_(rate * towards / size)
+
+    def _rate(self) -> float:
+        warm = max(1, self.steps // 50)
+        rise = (self.step_number + 1) / warm
+        fall = 0.5 + 0.5 * math.cos(math.pi * self.step_number / self.steps)
+        return self.schedule.lr * min(rise, fall)
