@@ -184,7 +184,7 @@ def rollback(
     series: Annotated[str | None, typer.Option(help="Only this series; needs --to.")] = None,
     to: Annotated[int | None, typer.Option(help="Version that the series goes back to.")] = None,
 ) -> None:
-    """Make the previous champion champion again, or take one series back to a version."""
+    """Make the previous champion champion again (twice: forward), or take one series back."""
     loaded = load(config, overrides)
     from flts_ray.jobs.session import open_session
 

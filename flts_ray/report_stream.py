@@ -157,7 +157,10 @@ def _ages(status: StreamStatus) -> list[str]:
 
 
 def _halted(status: StreamStatus) -> list[str]:
-    return [f"partition {p.partition} halted: {p.halted}" for p in status.partitions if p.halted]
+    halted = [f"partition {p.partition} halted: {p.halted}" for p in status.partitions if p.halted]
+    return halted + [
+        f"partition {p.partition} waits: {p.waits}" for p in status.partitions if p.waits
+    ]
 
 
 def duration_text(seconds: float) -> str:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from flts_ray.ingest.decode_sample import Refusal
 from flts_ray.streams.records import Headers, Records
 
+CUT = "value and key are cut"
 KEPT_BYTES = 16 * 2**20
 """Messages of at most so many bytes are kept as they came, whatever is wrong with them. Of value
 and key of larger ones so many first bytes are kept, and as many headers as fit in them."""
@@ -75,8 +76,8 @@ def message_digest(value: bytes | None) -> str:
     """What is said of a message that is not kept whole."""
     digest = hashlib.sha256(value or b"").hexdigest()
     return (
-        f"its value has {len(value or b'')} bytes with the SHA-256 {digest}; value and key are cut "
-        f"to {KEPT_BYTES} bytes"
+        f"its value has {len(value or b'')} bytes with the SHA-256 {digest}; {CUT} to "
+        f"{KEPT_BYTES} bytes"
     )
 
 

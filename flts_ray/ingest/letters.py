@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from flts_ray.errors import DataError
 from flts_ray.ingest.chain import read_infos, segments
+from flts_ray.ingest.decode_table import CUT
 from flts_ray.ingest.segment import SegmentInfo, bad_rows, parse_key, read_info, read_table
 from flts_ray.store import Exists, Store
 
@@ -47,6 +48,11 @@ class Letter:
     def id(self) -> str:
         """What names it on the command line."""
         return f"{self.partition}/{self.offset}"
+
+    @property
+    def whole(self) -> bool:
+        """False where the message was too large even to be kept, so that its start is left."""
+        return not (self.code == "too_large" and CUT in self.detail)
 
     @property
     def nbytes(self) -> int:

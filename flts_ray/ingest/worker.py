@@ -151,6 +151,7 @@ class Worker:
             partitions=partitions_of(sink), totals=totals_of(sink, counted),
             full=sink.full, draining=sink.draining,
             started_at=self._started.isoformat(), updated_at=self._seen.isoformat(),
+            ended=self._over,
         )  # fmt: skip
 
     def close(self) -> None:

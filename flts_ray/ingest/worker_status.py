@@ -54,6 +54,8 @@ class WorkerStatus:
     draining: bool
     started_at: str
     updated_at: str
+    ended: bool = False
+    """It said farewell, and will say no more."""
 
     def as_json(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()

@@ -64,7 +64,10 @@ def epoch_at(config: Config, brokers: str) -> str:
 def decoder_of(config: Config) -> Decoder:
     """Decoder of the topic's messages, and of what they point at."""
     stream, data = config.stream, config.data
-    claims = ClaimReader(stream.claims, data, stream.max_claim_bytes) if stream.claims else None
+    claims = None
+    if stream.claims:
+        most = config.ingest.buffer_bytes
+        claims = ClaimReader(stream.claims, data, stream.max_claim_bytes, max_row_bytes=most)
     return Decoder(
         data.covariates,
         max_message_bytes=stream.max_message_bytes,

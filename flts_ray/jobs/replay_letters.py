@@ -43,7 +43,7 @@ _DONE = "done"
 class Replayed:
     """`sent` now; `skipped`: sent before; `waiting`: ids that another run has claimed lately.
 
-    `refused`: ids of letters that the broker does not take.
+    `refused`: ids of letters that the broker does not take, or that are not whole.
     """
 
     sent: int = 0
@@ -89,7 +89,9 @@ def replay(
         closing(_Run(store, stream.topic, reader, open_writer, force, clock)) as run,
     ):
         while letters := list(islice(waiting, CHUNK)):
-            total += run.replay(letters)
+            total += run.replay([letter for letter in letters if letter.whole])
+            cut = tuple(letter.id for letter in letters if not letter.whole)
+            total += Replayed(refused=cut)
     return total
 
 

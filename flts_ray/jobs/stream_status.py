@@ -39,6 +39,7 @@ class PartitionLine:
     rows: int | None
     dead_letters: int | None
     halted: str = ""
+    waits: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ def _line(
         rows=sum(info.rows for info in infos) if complete else None,
         dead_letters=sum(info.bad_rows for info in infos) if complete else None,
         halted=str(said.get("halted", "")) if said else "",
+        waits=str(said.get("waits", "")) if said else "",
     )
 
 
@@ -197,7 +199,8 @@ def _infos(store: Store, chain: Sequence[SegmentKey]) -> list[SegmentInfo]:
 def _worker(status: Mapping[str, Any], now: datetime, status_s: float) -> WorkerLine:
     updated = datetime.fromisoformat(status["updated_at"])
     age_s = max(0.0, (now - updated.astimezone(UTC)).total_seconds())
-    return WorkerLine(status["index"], status["of"], age_s, age_s > PATIENCE * status_s)
+    silent = age_s > PATIENCE * status_s and not status.get("ended", False)
+    return WorkerLine(status["index"], status["of"], age_s, silent)
 
 
 def _newest_table(store: Store, topic: str, epoch: str) -> int | None:

@@ -14,8 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from flts_ray.models.recurrent_read import ReadGRU, ReadLSTM
-
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
@@ -40,12 +38,16 @@ def read_by_hand(layers: nn.RNNBase, x: torch.Tensor) -> list[State]:
     for layer in range(layers.num_layers):
         if layer:
             x = functional.dropout(x, layers.dropout, layers.training)
-        ahead = _from_input(layers, layer, x).transpose(0, 1)
-        weight, bias = (getattr(layers, f"{name}_hh_l{layer}") for name in ("weight", "bias"))
-        run = ReadLSTM if isinstance(layers, nn.LSTM) else ReadGRU
-        outputs, *more = run.apply(ahead, weight, bias)
-        states.append(State(outputs[-1], more[0][0] if isinstance(layers, nn.LSTM) else None))
-        x = outputs.transpose(0, 1)
+        # Taken apart at once: the gradient of one slice a step would be as wide as the whole.
+        ahead = _from_input(layers, layer, x).unbind(1)
+        zero = x.new_zeros(len(x), layers.hidden_size)
+        state = State(zero, zero if isinstance(layers, nn.LSTM) else None)
+        outputs = []
+        for each in ahead:
+            state = _step(each, _from_state(layers, layer, state.hidden), state)
+            outputs.append(state.hidden)
+        x = torch.stack(outputs, dim=1) if layer + 1 < layers.num_layers else x
+        states.append(state)
     return states
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flts_ray.errors import DataError
+from flts_ray.ingest.decode_table import message_digest
 from flts_ray.ingest.letters import Letter, Purge, Which, counts, letters, parse_id, purge
 from flts_ray.store import Store
 from tests.segments import EPOCH, TOPIC, stored
@@ -82,3 +84,10 @@ def test_a_purge_survives_json() -> None:
 def test_names_of_letters_are_checked(text: str) -> None:
     with pytest.raises(DataError, match="partition/offset"):
         parse_id(text)
+
+
+def test_a_letter_of_which_only_the_start_was_kept_is_not_whole() -> None:
+    letter = Letter("load", "e", 0, 7, "too_large", message_digest(b"x" * 100), b"x")
+    assert not letter.whole
+    assert replace(letter, code="not_json").whole
+    assert replace(letter, detail="2000 bytes, at most 1000 are allowed").whole

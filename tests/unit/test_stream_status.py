@@ -25,15 +25,16 @@ def store(tmp_path: Path) -> Store:
 
 def say(
     store: Store, index: int, ends: dict[int, int], age_s: float = 1.0, epoch: str = EPOCH,
-    halted: str = "",
+    halted: str = "", waits: str = "", ended: bool = False,
 ) -> None:  # fmt: skip
     """A worker leaves its status; it thinks that nothing is stored."""
     parts = {
-        p: PartitionStatus(end, 0, None, end, end, 0, 0, False, halted) for p, end in ends.items()
+        p: PartitionStatus(end, 0, None, end, end, 0, 0, False, halted, waits)
+        for p, end in ends.items()
     }
     at = (NOW - timedelta(seconds=age_s)).isoformat()
     status = WorkerStatus(
-        "w", "load", epoch, index, 2, parts, dict.fromkeys(COUNTS, 0), False, False, at, at
+        "w", "load", epoch, index, 2, parts, dict.fromkeys(COUNTS, 0), False, False, at, at, ended
     )
     store.put(status_key("load", epoch, index), status.as_json())
 
@@ -94,6 +95,20 @@ def test_of_a_topic_that_was_made_again_the_life_at_work_is_shown(store: Store) 
     say(store, 0, {0: 3}, epoch="f" * 16)
     found = look(store)
     assert (found.epoch, found.lag) == ("f" * 16, 3)
+
+
+def test_a_worker_that_ended_is_not_missed(store: Store) -> None:
+    say(store, 0, {0: 5}, age_s=700.0, ended=True)
+    found = look(store)
+    assert [one.old for one in found.workers] == [False]
+    assert worries(found) == []
+
+
+def test_what_a_partition_waits_for_is_told(store: Store) -> None:
+    say(store, 0, {0: 5}, waits="s3://claims: the object store cannot be used")
+    assert worries(look(store)) == [
+        "partition 0 waits: s3://claims: the object store cannot be used"
+    ]
 
 
 def test_restarts_and_halts_are_told(store: Store) -> None:
