@@ -85,9 +85,9 @@ def _step(ahead: torch.Tensor, back: torch.Tensor, state: State) -> State:
             ahead.chunk(3, -1),
             back.chunk(3, -1),
         )
-        keep = torch.sigmoid(keep_in + keep_on)
-        new = torch.tanh(new_in + torch.sigmoid(read_in + read_on) * new_on)
-        return State(new + keep * (state.hidden - new), None)
+        reset, keep = torch.sigmoid(read_in + read_on), torch.sigmoid(keep_in + keep_on)
+        new = torch.tanh(torch.addcmul(new_in, reset, new_on))
+        return State(torch.lerp(new, state.hidden, keep), None)
     let_in, keep, new, out = (ahead + back).chunk(4, -1)
-    cell = torch.sigmoid(keep) * state.cell + torch.sigmoid(let_in) * torch.tanh(new)
+    cell = torch.addcmul(torch.sigmoid(keep) * state.cell, torch.sigmoid(let_in), torch.tanh(new))
     return State(torch.sigmoid(out) * torch.tanh(cell), cell)
