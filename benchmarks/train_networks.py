@@ -6,7 +6,7 @@
 Both ways fit the same networks (`group: per_series` against one fit of the same sizes on one series
 at a time) to the same hourly series with a daily season, on one thread in one process. The loop
 fits a sample of the series and counts for all of them. Memory is the peak of a process of its own
-for each number of series, less that of the same process before the fit.
+for each number of series, less that of the same process before the fit (Linux).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +99,9 @@ def compare(kind: str, n_series: int, sample: int) -> dict[str, Any]:
 
 
 def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Most memory this process ever had, from Linux; `getrusage` would count its parent's."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def measure(kind: str, n_series: int) -> dict[str, Any]:

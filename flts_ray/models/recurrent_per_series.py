@@ -22,7 +22,7 @@ from flts_ray.models.recurrent_train import Schedule
 from flts_ray.models.recurrent_windows import Batch, Origins, WindowSet
 from flts_ray.prepare.arrays import SeriesArrays, origins_in
 
-BLOCK_STEPS = 2**17
+BLOCK_STEPS = 2**18
 """Steps of all windows that the networks of one block read at a time."""
 MAX_BLOCK = 512
 JUDGED = 16

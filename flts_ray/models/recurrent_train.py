@@ -55,7 +55,7 @@ def train(
     weights = [w for w in net.parameters() if w.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=schedule.lr, weight_decay=schedule.weight_decay)
     series, starts = windows.starts(origins)
-    orders = list(_epochs(len(origins[0]), schedule))
+    orders = list(epoch_orders(len(origins[0]), schedule))
     total = sum(-(-len(order) // schedule.batch) for order in orders)
     warm = max(1, total // 50)
     rate = LambdaLR(
@@ -76,7 +76,7 @@ def train(
         yield (mean if math.isfinite(mean) else MAX_LOSS), judged.module
 
 
-def _epochs(windows: int, schedule: Schedule) -> Iterator[torch.Tensor]:
+def epoch_orders(windows: int, schedule: Schedule) -> Iterator[torch.Tensor]:
     """The window numbers of each epoch, in random order.
 
     Small sets are gone through several times, so that an epoch is never a handful of steps.

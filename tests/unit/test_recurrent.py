@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from flts_ray.errors import ArtifactError, ConfigError, DataError
 from flts_ray.models.base import Compute, Fitted, Progress, Task, forecaster
+from flts_ray.models.recurrent_inputs import fit_columns, training_rows
 from flts_ray.models.recurrent_net import Inputs, SegmentNet, Shape, forecast_loss, window_scale
 from flts_ray.models.recurrent_settings import Settings, geometry
 from flts_ray.prepare.arrays import SeriesArrays, Windows, actuals_at, origins_in, windows_at
@@ -366,6 +367,16 @@ def test_segments_follow_the_season(
 ) -> None:
     data = seasonal_set(n_series=1, length=2000, season=season)
     assert geometry("gru", Settings(lookback=lookback), data, horizon) == expected
+
+
+def test_a_cycle_that_the_window_shows_is_read_only_where_events_depend_on_it() -> None:
+    told = seasonal_set(n_series=1, length=600)
+    plain = seasonal_set(n_series=1, length=600, covariates=False)
+    rows = training_rows(plain)
+    assert fit_columns(told, rows, lookback=96).cycles == (0, 1)
+    assert fit_columns(plain, rows, lookback=96).cycles == ()
+    assert fit_columns(plain, rows, lookback=47).cycles == (0, 1)
+    assert fit_columns(told, rows, lookback=96).events == (2,)
 
 
 @given(
