@@ -1,11 +1,14 @@
-"""What no test may leave to the next one."""
+"""What no test may leave to the next one, and how a run ends."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import structlog
+
+STATUS = pytest.StashKey[int]()
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +17,20 @@ def own_logging() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave at once where real services were used.
+
+    The threads of Ray, librdkafka, Arrow and obstore, which no program has in one process but this
+    one, sometimes crash each other while the interpreter ends; the verdict is out by then.
+    """
+    status = config.stash.get(STATUS, None)
+    if status is not None and not config.getoption("collectonly"):
+        config.get_terminal_writer().flush()
+        os._exit(status)
