@@ -10,7 +10,7 @@ its training mean and is counted in the metrics.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,6 +57,8 @@ from flts_ray.prepare.arrays import (
 
 YEARS_FOR_YEARLY = 2
 MAX_VALIDATION_WINDOWS = 2000
+KEPT_WINDOWS = 0.9
+"""Share of the validation windows that a longer lookback must keep."""
 DEFAULT_ORDERS = {"daily": (1.0, 6), "weekly": (7.0, 4), "yearly": (365.25, 8)}
 
 
@@ -334,6 +336,33 @@ def stack(fits: list[dict[str, np.ndarray]]) -> Curves:
     return Curves(**{name: np.stack([padded(name, fit) for fit in fits]) for name in fits[0]})
 
 
+def _validation(
+    data: SeriesArrays, horizon: int, lookbacks: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Validation windows, and the longest lookback that costs few of them and no series.
+
+    Where gaps are many, a long lookback would judge by the few windows that have none.
+    """
+    base, shortest = 0, min(lookbacks)
+    found = None
+    for lookback in sorted({*lookbacks}):
+        series, origins = sample_origins(
+            data, "validation", lookback, horizon, MAX_VALIDATION_WINDOWS
+        )
+        if found is None:
+            base, kept = len(series), len(np.unique(series))
+        elif len(series) < KEPT_WINDOWS * base or len(np.unique(series)) < kept:
+            break
+        found = series, origins, lookback
+    if not base or found is None:
+        raise DataError(
+            f"prophet: no validation window of {shortest} + {horizon} steps without gaps; "
+            "shorten task.horizon or enlarge split.validation",
+            field="task.horizon",
+        )
+    return found
+
+
 def correct_level(
     data: SeriesArrays,
     task: Task,
@@ -350,16 +379,10 @@ def correct_level(
     windows_tried = tuple(params["level_windows"] or default_windows(season))
     longest = int(np.median(data.train_end)) // 4
     pairs = list(candidates(windows_tried, season, max(longest, min(windows_tried))))
-    lookback = max(max(window, cycles * season) for window, cycles in pairs)
-    series, origins = sample_origins(
-        data, "validation", lookback, task.horizon, MAX_VALIDATION_WINDOWS
+    series, origins, lookback = _validation(
+        data, task.horizon, [max(window, cycles * season) for window, cycles in pairs]
     )
-    if not len(series):
-        raise DataError(
-            f"prophet: no validation window of {lookback} + {task.horizon} steps without "
-            "gaps; shorten task.horizon or enlarge split.validation",
-            field="task.horizon",
-        )
+    pairs = [pair for pair in pairs if max(pair[0], pair[1] * season) <= lookback]
     actual = actuals_at(data, series, origins, task.horizon)
     windows = windows_at(data, series, origins, lookback, task.horizon)
     none = Correction(1, 0, season, np.zeros(task.horizon), np.zeros(task.horizon))

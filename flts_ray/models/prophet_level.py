@@ -61,8 +61,8 @@ def candidates(windows: Sequence[int], season: int, longest: int) -> Iterator[tu
 
 
 def default_windows(season: int) -> tuple[int, ...]:
-    """One step, parts of a season, one season and a week of them."""
-    return tuple(sorted({1, max(1, season // 8), max(1, season // 4), season, 7 * season}))
+    """A few steps, a quarter of a season, one season and a week of them."""
+    return tuple(sorted({1, 3, 6, 12, 24, max(1, season // 4), season, 7 * season}))
 
 
 def fit_correction(

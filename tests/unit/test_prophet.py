@@ -14,6 +14,7 @@ from flts_ray.models.prophet import (
     FittedProphet,
     ProphetPerSeries,
     _run_prophet,
+    _validation,
     seasonalities_for,
     stack,
 )
@@ -156,3 +157,16 @@ def test_a_series_that_stan_cannot_fit_falls_back_and_is_counted(
     back = steps[-1].fitted.spec.lookback
     windows = windows_at(data, np.array([0, 1]), np.array([500, 500]), back, 12)
     assert np.isfinite(steps[-1].fitted.forecast(windows).quantiles).all()
+
+
+def test_gaps_shorten_what_the_correction_looks_back_to() -> None:
+    """Else it would be chosen on the few windows that have none."""
+    data = seasonal_set(n_series=2, length=1000)
+    whole = _validation(data, 6, [1, 24, 96])
+    assert whole[2] == 96
+    y = data.y.copy()
+    y[::60] = np.nan
+    series, origins, lookback = _validation(replace(data, y=y), 6, [1, 24, 96])
+    assert lookback == 1
+    assert set(series) == {0, 1}
+    assert len(origins) > 100

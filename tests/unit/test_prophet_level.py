@@ -76,5 +76,5 @@ def test_only_what_the_history_holds_is_tried() -> None:
     ]  # fmt: skip
     assert list(candidates((50,), 6, 20)) == [(50, 0), (50, 1), (50, 3)]
     assert {cycles for _, cycles in candidates((1,), 1, 20)} == {0}
-    assert default_windows(24) == (1, 3, 6, 24, 168)
-    assert default_windows(1) == (1, 7)
+    assert default_windows(24) == (1, 3, 6, 12, 24, 168)
+    assert default_windows(720) == (1, 3, 6, 12, 24, 180, 720, 5040)
