@@ -11,20 +11,20 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from flts_ray.config_stream import StreamConfig
 from flts_ray.errors import ConfigError, Unavailable
 from flts_ray.local.process import ManagedProcess, free_port
+from flts_ray.local.startable import Startable
 
 _HOST = "127.0.0.1"
 
 
-class Broker:
+class Broker(Startable):
     """A broker whose log and lock lie in `folder`; context manager. Subclasses give the command."""
 
     name = "broker"
@@ -78,9 +78,9 @@ class Broker:
         self.stop()
         self.start(timeout_s)
 
+    @abstractmethod
     def command(self) -> Sequence[str]:
         """Command line of the broker."""
-        raise NotImplementedError
 
     def environment(self) -> Mapping[str, str]:
         """What the broker needs in its environment."""
@@ -90,22 +90,6 @@ class Broker:
         from flts_ray.streams.kafka_python_topics import answers
 
         return answers(StreamConfig(), self.brokers, timeout_s=1.0)
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
 
 class NoidaBroker(Broker):

@@ -19,11 +19,11 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from flts_ray.errors import ConfigError, Unavailable
 from flts_ray.local.process import ManagedProcess, free_port
+from flts_ray.local.startable import Startable
 
 LOCK = "seaweedfs.lock"
 _HOST = "127.0.0.1"
@@ -50,7 +50,7 @@ _SIGNED = (
 _BUCKET = re.compile(r"(?!.*(\.\.|\.-|-\.))[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
-class S3Server:
+class S3Server(Startable):
     """Context manager around a server that keeps its objects in `folder`.
 
     `port` is taken if it is free; `ports` are those of all parts, of which only S3's is for use.
@@ -123,22 +123,6 @@ class S3Server:
             return True
 
         return ready
-
-    def __enter__(self) -> S3Server:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
 
 def check_bucket(name: str) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import structlog
 
@@ -27,6 +26,7 @@ from flts_ray.local.broker import NoidaBroker
 from flts_ray.local.process import free_port
 from flts_ray.local.s3 import LOCK as S3_LOCK
 from flts_ray.local.s3 import S3Server, make_buckets
+from flts_ray.local.startable import Startable
 
 LOCK, PORTS = "stack.lock", "ports.json"
 BROKER, S3 = "broker", "s3"
@@ -62,7 +62,7 @@ class Addresses:
     environment: Mapping[str, str] = field(repr=False)
 
 
-class Stack:
+class Stack(Startable):
     """Context manager around the servers of `plan`; everything they keep lies in `folder`."""
 
     def __init__(self, folder: Path, plan: Plan) -> None:
@@ -135,22 +135,6 @@ class Stack:
             ports[S3] = self._s3.port
         with appearing(self.folder / PORTS) as stream:
             stream.write(json.dumps(ports).encode())
-
-    def __enter__(self) -> Stack:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
 
 def make(addresses: Addresses, plan: Plan) -> None:

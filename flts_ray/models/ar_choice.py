@@ -95,40 +95,40 @@ class Recipe:
         dense: the windows for the long maps, which cost less each.
         """
         sums, total = _sums(training, [int(row) for row in self.owners], layout)
-        long, total_long = self.long(dense, layout)
-        maps = [self.fit(0, total, total, long, total_long, total_long, layout)]
+        total_long = self.long(dense, layout)
+        maps = [self.fit(0, total, total, total_long, total_long, layout)]
         for slot, (row, mine) in enumerate(sums.items(), start=1):
-            _, mine_long = self.long(dense.of(row), layout)
-            maps.append(self.fit(slot, mine, total, long, mine_long, total_long, layout))
+            mine_long = self.long(dense.of(row), layout)
+            maps.append(self.fit(slot, mine, total, mine_long, total_long, layout))
         return maps
 
-    def long(self, sample: Sample, layout: Layout) -> tuple[Layout, Moments | None]:
-        """Layout of the long maps and a sample's moments for them; None where none is used."""
-        if not self.reach:
-            return layout, None
-        long = long_layout(layout, self.reach)
-        return long, moments_of(sample, long)
+    def long(self, sample: Sample, layout: Layout) -> Moments | None:
+        """A sample's moments for the long maps; None where none is used."""
+        return moments_of(sample, long_layout(layout, self.reach)) if self.reach else None
 
     def fit(
         self,
         slot: int,
         mine: Moments,
         total: Moments,
-        long: Layout,
         mine_long: Moments | None,
         total_long: Moments | None,
         layout: Layout,
     ) -> LinearMap:
-        """The map of a slot from the moments of its own and of all windows."""
+        """The map of a slot from the moments of its own and of all windows.
+
+        Those of all windows do not matter for slot 0.
+        """
         maps = (
             _own_maps(self.grid, mine, total, self.weights, layout)
             if slot
             else self.grid.maps(mine, layout)
         )
-        if mine_long is not None and total_long is not None:
-            setting = self.shrinkage[slot]
-            moments = _borrowing(mine_long, total_long, setting.borrowed) if slot else mine_long
-            maps.append(folded(shrunk_fit(moments, long, setting), layout))
+        if mine_long is not None:
+            setting, long = self.shrinkage[slot], long_layout(layout, self.reach)
+            if slot and total_long is not None:
+                mine_long = _borrowing(mine_long, total_long, setting.borrowed)
+            maps.append(folded(shrunk_fit(mine_long, long, setting), layout))
         return _assembled(maps, self.picks[slot])
 
 
@@ -345,16 +345,17 @@ def out_of_fold(training: Sample, layout: Layout, choice: Choice) -> np.ndarray:
 
     A sample too small to be divided is forecast by the pooled map itself.
     """
-    mean = _out_of_fold(training, training, layout, choice, 0)
+    mean = _out_of_fold(training, None, layout, choice, 0)
+    # Only maps of single series borrow from all windows.
+    total_long = choice.recipe.long(training, layout) if len(choice.recipe.owners) else None
     for slot, row in enumerate(choice.recipe.owners, start=1):
-        mean[training.series == row] = _out_of_fold(
-            training.of(row), training, layout, choice, slot
-        )
+        mine = training.of(row)
+        mean[training.series == row] = _out_of_fold(mine, total_long, layout, choice, slot)
     return mean
 
 
 def _out_of_fold(
-    sample: Sample, training: Sample, layout: Layout, choice: Choice, slot: int
+    sample: Sample, total_long: Moments | None, layout: Layout, choice: Choice, slot: int
 ) -> np.ndarray:
     folds = _folds(sample.series)
     parts = [sample.where(folds == fold) for fold in np.unique(folds)]
@@ -365,17 +366,15 @@ def _out_of_fold(
     recipe = choice.recipe
     sums = [moments_of(part, layout) for part in parts]
     long = [recipe.long(part, layout) for part in parts]
-    total_long = recipe.long(training, layout)[1]
     for i, part in enumerate(parts):
         others = reduce(add, sums[:i] + sums[i + 1 :])
-        others_long = [one for j, (_, one) in enumerate(long) if j != i and one is not None]
+        others_long = [one for j, one in enumerate(long) if j != i and one is not None]
         fitted = recipe.fit(
             slot,
             others,
             choice.total - sums[i],
-            long[i][0],
             reduce(add, others_long) if others_long else None,
-            _less(total_long, long[i][1]),
+            _less(total_long, long[i]),
             layout,
         )
         mean[folds == np.unique(folds)[i]] = fitted.over(part, judging)
