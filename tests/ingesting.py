@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from flts_ray.config import Config, parse_config
 from flts_ray.ingest.chain import segments
+from flts_ray.ingest.compact import compact
 from flts_ray.ingest.segment import read_table
 from flts_ray.ingest.verify import VerifyReport, verify_store
 from flts_ray.jobs.ingest_worker import epoch_at
@@ -119,6 +120,11 @@ class Ingesting:
             tables = [read_table(store, key, list(columns)) for key in keys]
             found.append(pa.concat_tables(tables).combine_chunks() if tables else None)
         return found
+
+    def compacted(self) -> list[tuple[str, str]]:
+        """Path and SHA-256 of every file of the table that is made of it."""
+        store, epoch = Store.open(self.config.root), epoch_at(self.config, self.brokers)
+        return [(one.path, one.sha256) for one in compact(store, self.topic, epoch).files]
 
     def verified(self) -> VerifyReport:
         """The store, checked down to the rows against the committed offsets."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,9 +28,17 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NoidaBroker]:
         yield running
 
 
+@dataclass(frozen=True)
+class Left:
+    """What a run leaves: the rows of each partition's segments, and the table made of them."""
+
+    rows: list[pa.Table]
+    table: list[tuple[str, str]]
+
+
 @pytest.fixture(scope="module")
-def undisturbed(broker: NoidaBroker, tmp_path_factory: pytest.TempPathFactory) -> list[pa.Table]:
-    """What a run without faults stores of the same messages."""
+def undisturbed(broker: NoidaBroker, tmp_path_factory: pytest.TempPathFactory) -> Left:
+    """What a run without faults leaves of the same messages."""
     site = Ingesting(tmp_path_factory.mktemp("undisturbed"), broker.brokers, "undisturbed")
     site.create()
     site.produce(0, MESSAGES)
@@ -39,7 +48,7 @@ def undisturbed(broker: NoidaBroker, tmp_path_factory: pytest.TempPathFactory) -
         good = table.filter(pc.is_null(table["error"]))
         rows = list(zip(good["offset"].to_pylist(), good["y"].to_pylist(), strict=True))
         assert rows == expected(0, MESSAGES, site.partitions, partition)
-    return tables
+    return Left(tables, site.compacted())
 
 
 def site_with_messages(folder: Path, broker: NoidaBroker, topic: str) -> Ingesting:
@@ -49,17 +58,18 @@ def site_with_messages(folder: Path, broker: NoidaBroker, topic: str) -> Ingesti
     return site
 
 
-def assert_same(site: Ingesting, undisturbed: list[pa.Table]) -> None:
+def assert_same(site: Ingesting, undisturbed: Left) -> None:
     report = site.verified()
     assert report.ok, report.problems
     assert report.lost == 0
-    for stored, wanted in zip(site.tables(), undisturbed, strict=True):
+    for stored, wanted in zip(site.tables(), undisturbed.rows, strict=True):
         assert stored.equals(wanted)
+    assert site.compacted() == undisturbed.table
 
 
 @pytest.mark.parametrize("point", [point for point in POINTS if point != "compacting"])
 def test_a_process_killed_anywhere_loses_and_repeats_nothing(
-    point: str, broker: NoidaBroker, undisturbed: list[pa.Table], tmp_path: Path
+    point: str, broker: NoidaBroker, undisturbed: Left, tmp_path: Path
 ) -> None:
     site = site_with_messages(tmp_path, broker, f"crash-{point}")
     assert site.run(crash=f"{point}:2") == KILLED
@@ -68,7 +78,7 @@ def test_a_process_killed_anywhere_loses_and_repeats_nothing(
 
 
 def test_two_owners_of_every_partition(
-    broker: NoidaBroker, undisturbed: list[pa.Table], tmp_path: Path
+    broker: NoidaBroker, undisturbed: Left, tmp_path: Path
 ) -> None:
     site = site_with_messages(tmp_path, broker, "two-owners")
     owners = [site.start(log=f"{who}.log") for who in range(2)]
@@ -77,7 +87,7 @@ def test_two_owners_of_every_partition(
 
 
 def test_a_zombie_that_wakes_up_behind_its_successor(
-    broker: NoidaBroker, undisturbed: list[pa.Table], tmp_path: Path
+    broker: NoidaBroker, undisturbed: Left, tmp_path: Path
 ) -> None:
     site = site_with_messages(tmp_path, broker, "zombie")
     zombie = site.start(log="zombie.log")
@@ -92,7 +102,7 @@ def test_a_zombie_that_wakes_up_behind_its_successor(
 
 
 def test_a_terminated_process_stores_what_it_has_read(
-    broker: NoidaBroker, undisturbed: list[pa.Table], tmp_path: Path
+    broker: NoidaBroker, undisturbed: Left, tmp_path: Path
 ) -> None:
     site = site_with_messages(tmp_path, broker, "drained")
     patient = Ingesting(tmp_path, broker.brokers, "drained", ingest={**SMALL, "segment_age_s": 600})
@@ -107,7 +117,7 @@ def test_a_terminated_process_stores_what_it_has_read(
 
 def test_a_bucket_is_as_good_as_a_folder(
     broker: NoidaBroker,
-    undisturbed: list[pa.Table],
+    undisturbed: Left,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
