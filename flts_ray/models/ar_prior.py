@@ -19,13 +19,10 @@ import numpy as np
 from flts_ray.models.ar_features import Layout, calendar_width
 from flts_ray.models.ar_map import LinearMap
 from flts_ray.models.ridge import Coefficients, Moments, Ridge, reciprocal, squared_errors
+from flts_ray.models.season import DECAYS, POWERS, seasonal_prior
 
-POWERS = (0.0, 1.0, 2.0)
-"""The penalty of a lag grows with its age to this power."""
-DECAYS = (0.0, 0.5, 0.8, 0.9, 0.95, 1.0)
-"""Weight of a cycle relative to the next newer one; 0: the prior is the last value."""
 PENALTIES = tuple(float(penalty) for penalty in np.logspace(-4.0, 2.0, 10))
-"""In units of the mean variance of the lags; with the above, 180 settings."""
+"""In units of the mean variance of the lags; with powers and decays, 180 settings."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +48,13 @@ def long_layout(layout: Layout, reach: int) -> Layout:
     return replace(layout, lags=dense, seasons=0, lookback=reach, calendar=(), shown=())
 
 
-def seasonal_prior(layout: Layout, decay: float) -> np.ndarray:
+def prior_of(layout: Layout, decay: float) -> np.ndarray:
     """Coefficients of the shared features that repeat the season: float64 [d, H].
 
-    The weights of the cycles fall by `decay` and sum to one; zero everywhere (the last value goes
-    on) for a decay of 0 and where the lookback holds no whole season.
+    Without lag 1, the reference, whose deviation is zero; nothing for the mean of the window.
     """
-    prior = np.zeros((len(layout.lags) + 1, layout.horizon))
-    if decay == 0.0:
-        return prior
-    for step in range(layout.horizon):
-        first = (step // layout.season + 1) * layout.season - step
-        lags = np.arange(first, layout.lookback + 1, layout.season)
-        weights = decay ** np.arange(len(lags))
-        weights = weights / max(weights.sum(), 1.0)
-        dense = lags >= 2  # lag 1 is the reference, whose deviation is zero
-        prior[lags[dense] - 2, step] = weights[dense]
-    return prior
+    prior = seasonal_prior(layout.lookback, layout.horizon, layout.season, decay)
+    return np.concatenate([prior[1:], np.zeros((1, layout.horizon))])
 
 
 def choose_shrinkage(
@@ -113,7 +100,7 @@ def folded(fit: Coefficients, layout: Layout) -> LinearMap:
 
 
 def _all_fits(moments: Moments, layout: Layout) -> Iterator[tuple[Shrinkage, Coefficients]]:
-    priors = {decay: seasonal_prior(layout, decay) for decay in DECAYS}
+    priors = {decay: prior_of(layout, decay) for decay in DECAYS}
     for power in POWERS:
         ridge = _ridge(moments, layout, power)
         penalties = [penalty * ridge.variance for penalty in PENALTIES]
@@ -127,7 +114,7 @@ def _fits(
     moments: Moments, layout: Layout, setting: Shrinkage, penalties: Sequence[float]
 ) -> list[Coefficients]:
     ridge = _ridge(moments, layout, setting.power)
-    prior = seasonal_prior(layout, setting.decay)
+    prior = prior_of(layout, setting.decay)
     scaled = [penalty * ridge.variance for penalty in penalties]
     return ridge.fits(scaled, _every(moments), prior)
 

@@ -19,11 +19,10 @@ import torch
 from flts_ray.models.recurrent_net import SegmentNet
 from flts_ray.models.recurrent_train import MAX_WEIGHT
 from flts_ray.models.recurrent_windows import Batch, Origins, WindowSet
+from flts_ray.models.season import DECAYS, POWERS, seasonal_prior
 
 LINEAR_WINDOWS = 16384
 LINEAR_BLOCK = 1024
-POWERS = (0.0, 1.0, 2.0)
-DECAYS = (0.0, 0.5, 0.8, 0.9, 0.95, 1.0)
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
@@ -77,18 +76,9 @@ def refit_linear(
     net.linear.data.copy_(_solved(_sums(net, windows, origins), setting, season).T)
 
 
-def seasonal_prior(lags: int, horizon: int, season: int, decay: float) -> torch.Tensor:
-    """Coefficients that repeat the season: float64 [lags, H], rows from the oldest lag.
-
-    The weights of the cycles fall by `decay` and sum to one; zero where no cycle fits.
-    """
-    prior = torch.zeros(lags, horizon, dtype=torch.float64)
-    for step in range(horizon if decay else 0):
-        first = (step // season + 1) * season - step
-        at = torch.tensor(range(first, lags + 1, season), dtype=torch.long)
-        weights = decay ** torch.arange(len(at), dtype=torch.float64)
-        prior[lags - at, step] = weights / weights.sum().clamp_min(1.0)
-    return prior
+def prior_of(lags: int, horizon: int, season: int, decay: float) -> torch.Tensor:
+    """Coefficients that repeat the season: float64 [lags, H], rows from the oldest lag."""
+    return torch.from_numpy(seasonal_prior(lags, horizon, season, decay)[::-1].copy())
 
 
 class _Sums(NamedTuple):
@@ -132,7 +122,7 @@ def _solved(sums: _Sums, setting: Shrinkage, season: int) -> torch.Tensor:
     lags, horizon = sums.cross.shape
     if not lags:
         return sums.cross
-    prior = seasonal_prior(lags, horizon, season, setting.decay).to(sums.gram.device)
+    prior = prior_of(lags, horizon, season, setting.decay).to(sums.gram.device)
     return prior + _correction(sums, setting.power, setting.penalty, prior)
 
 
@@ -163,7 +153,7 @@ def _forecasts(
 ) -> Iterator[tuple[Shrinkage, torch.Tensor]]:
     """What every setting forecasts for the windows x [n, lags]: [n, H]."""
     lags, horizon = sums.cross.shape
-    priors = torch.stack([seasonal_prior(lags, horizon, season, decay) for decay in DECAYS])
+    priors = torch.stack([prior_of(lags, horizon, season, decay) for decay in DECAYS])
     priors = priors.to(x.device)
     for power in POWERS:
         for penalty in PENALTIES:

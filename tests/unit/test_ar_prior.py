@@ -13,20 +13,19 @@ from flts_ray.models.ar import FittedAR
 from flts_ray.models.ar_features import Layout, deviations, shared_features
 from flts_ray.models.ar_map import Sample, moments_of
 from flts_ray.models.ar_prior import (
-    DECAYS,
     PENALTIES,
-    POWERS,
     Shrinkage,
     choose_borrowed,
     choose_shrinkage,
     folded,
     long_layout,
-    seasonal_prior,
+    prior_of,
     shrunk_fit,
 )
 from flts_ray.models.ar_settings import Settings, layout_of, reach_of
 from flts_ray.models.base import Compute, Task, fit_fully, forecaster
 from flts_ray.models.ridge import Moments, Ridge, squared_errors
+from flts_ray.models.season import DECAYS, POWERS
 from flts_ray.prepare.arrays import SeriesArrays, origins_in, windows_at
 from tests.synthetic import seasonal_set
 
@@ -67,7 +66,7 @@ def test_the_prior_repeats_a_season_of_any_shape(
     cycle = np.random.default_rng(season).normal(size=season)
     y = np.tile(cycle, -(-(shape.lookback + horizon) // season))[: shape.lookback + horizon]
     values = deviations(y[None, : shape.lookback])
-    told = shared_features(values, shape) @ seasonal_prior(shape, decay)
+    told = shared_features(values, shape) @ prior_of(shape, decay)
     whole = np.arange(horizon) < (shape.lookback // season) * season
     expected = y[shape.lookback :] - y[shape.lookback - 1]
     np.testing.assert_allclose(told[0][whole], expected[whole], atol=1e-12)
@@ -75,13 +74,13 @@ def test_the_prior_repeats_a_season_of_any_shape(
 
 def test_newer_cycles_weigh_more_and_all_weights_are_one() -> None:
     shape = layout(reach=96, horizon=2)
-    weights = seasonal_prior(shape, 0.5)[np.asarray([24, 48, 72, 96]) - 2, 0]
+    weights = prior_of(shape, 0.5)[np.asarray([24, 48, 72, 96]) - 2, 0]
     np.testing.assert_allclose(weights, np.asarray([8, 4, 2, 1]) / 15)
 
 
 def test_without_decay_or_a_whole_season_the_last_value_goes_on() -> None:
-    assert not seasonal_prior(layout(), 0.0).any()
-    assert not seasonal_prior(layout(reach=20, horizon=3), 0.9).any()
+    assert not prior_of(layout(), 0.0).any()
+    assert not prior_of(layout(reach=20, horizon=3), 0.9).any()
 
 
 @settings(max_examples=30, deadline=None)
