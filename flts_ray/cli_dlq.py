@@ -106,8 +106,8 @@ def replay(
     if done.refused:
         named = ", ".join(done.refused[:10]) + (", ..." if len(done.refused) > 10 else "")
         tell(plain(
-            f"the broker does not take {len(done.refused)}: {named}; raise what it takes "
-            "(max.message.bytes), or forget them with `flts dlq purge`"
+            f"the broker does not take {len(done.refused)}, or only their start was kept: {named}; "
+            "raise what it takes (max.message.bytes), or forget them with `flts dlq purge`"
         ))  # fmt: skip
     if done.waiting:
         tell(plain(f"{len(done.waiting)} are being sent by another command; repeat later"))

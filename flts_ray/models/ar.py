@@ -19,8 +19,8 @@ import numpy as np
 from flts_ray.errors import DataError
 from flts_ray.models import calibrate
 from flts_ray.models.ar_bands import calibrated
+from flts_ray.models.ar_best import MIN_VALID_WINDOWS
 from flts_ray.models.ar_choice import (
-    MIN_VALID_WINDOWS,
     Choice,
     Grid,
     Recipe,

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from flts_ray.models import calibrate
-from flts_ray.models.ar_choice import MIN_VALID_WINDOWS, Choice, out_of_fold
+from flts_ray.models.ar_best import MIN_VALID_WINDOWS
+from flts_ray.models.ar_choice import Choice, out_of_fold
 from flts_ray.models.ar_features import Layout
 from flts_ray.models.ar_map import Sample
 from flts_ray.models.calibrate import Volatility

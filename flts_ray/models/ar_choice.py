@@ -14,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import pairwise, product
+from itertools import product
 from operator import add
 
 import numpy as np
 
+from flts_ray.models.ar_best import MIN_VALID_WINDOWS, assembled, best_map
 from flts_ray.models.ar_features import Layout
-from flts_ray.models.ar_map import LinearMap, Sample, maps_from, moments_of, scaled_errors
+from flts_ray.models.ar_map import LinearMap, Sample, maps_from, moments_of
 from flts_ray.models.ar_prior import (
     Shrinkage,
     choose_borrowed,
@@ -32,16 +33,11 @@ from flts_ray.models.ar_prior import (
 from flts_ray.models.ar_settings import Settings
 from flts_ray.models.ridge import Moments
 
-MIN_VALID_WINDOWS = 30
-"""With fewer, the middle penalty and the calendar are taken unseen."""
 MIN_OWN_TRAIN, MIN_OWN_VALID = 200, 50
 """Windows a series needs before a map of its own is tried."""
 MAX_OWN_SERIES = 64
 MAX_OWN_ENTRIES = 2**24
 FOLDS = 4
-MAX_BLOCKS = 8
-T_QUANTILES = (3.078, 1.886, 1.638, 1.533, 1.476, 1.440, 1.415)
-"""90 % quantiles of Student's t for 2 to MAX_BLOCKS blocks."""
 SHORT_REACH = 24
 """Dense lags of the shorter map that is tried: the next steps often need no more."""
 BORROWED = (0.0, 0.01, 0.1, 1.0)
@@ -129,7 +125,7 @@ class Recipe:
             if slot and total_long is not None:
                 mine_long = _borrowing(mine_long, total_long, setting.borrowed)
             maps.append(folded(shrunk_fit(mine_long, long, setting), layout))
-        return _assembled(maps, self.picks[slot])
+        return assembled(maps, self.picks[slot])
 
 
 @dataclass(frozen=True)
@@ -173,11 +169,11 @@ def choose(spans: Spans, layout: Layout, settings: Settings, reach: int) -> Choi
     candidates += [_own_maps(grid, mine, total, weights, layout) for mine in sums.values()]
     long, shrinkage = _long_maps(spans, layout, reach, rows)
     judging = replace(layout, lookback=max(layout.lookback, reach)) if long else layout
-    pooled = _best([candidates[0], long[:1]], valid, judging, len(grid.settings))
+    pooled = best_map([candidates[0], long[:1]], valid, judging, len(grid.settings))
     kept = [pooled]
     for slot, (row, maps) in enumerate(zip(rows, candidates[1:], strict=True), start=1):
         families = [maps, long[slot : slot + 1]]
-        kept.append(_best(families, valid.of(row), judging, len(grid.settings), pooled[0]))
+        kept.append(best_map(families, valid.of(row), judging, len(grid.settings), pooled[0]))
     owned = [slot for slot, (_, picked) in enumerate(kept) if slot == 0 or picked[0] >= 0]
     kept, candidates = [kept[slot] for slot in owned], [candidates[slot] for slot in owned]
     shrinkage = tuple(shrinkage[slot] for slot in owned) if shrinkage else ()
@@ -249,95 +245,6 @@ def _eligible(training: Sample, valid: Sample, layout: Layout, settings: Setting
     if settings.pooling == "auto" and len(rows) > most:
         return []
     return [int(row) for row in rows[:most]]
-
-
-def _best(
-    families: Sequence[Sequence[LinearMap]],
-    valid: Sample,
-    layout: Layout,
-    settings: int,
-    pooled: LinearMap | None = None,
-) -> tuple[LinearMap, np.ndarray]:
-    """The map put together from the best one of each step, and which those are.
-
-    Maps come from the last family alone unless others, or all together, are better by more than
-    chance (a one-sided t test at 10 %) on blocks of the validation span that did not choose them;
-    for a series, `pooled` is what has to be beaten, and -1 its pick.
-    """
-    maps = [one for family in families for one in family]
-    if len(valid.series) < MIN_VALID_WINDOWS:
-        picks = np.full(layout.horizon, min(settings, len(maps)) // 2, dtype=np.int64)
-        return _assembled(maps, picks), picks
-    sets = _sets_of([len(family) for family in families])
-    judged = [*maps, pooled] if pooled is not None else maps
-    blocks = _blocks(valid, layout.horizon)
-    errors = np.stack([scaled_errors(judged, block, layout) for block in blocks])
-    weights = np.asarray([len(block.series) for block in blocks], dtype=np.float64)
-    crossed = np.stack([_crossed(errors, weights, allowed) for allowed in sets])
-    held = errors[:, -1].mean(axis=1) if pooled is not None else crossed[0]
-    gain = held - crossed
-    doubt = T_QUANTILES[len(blocks) - 2] / np.sqrt(len(blocks))
-    sure = gain.mean(axis=1) - doubt * gain.std(axis=1, ddof=1)
-    best = int(np.argmax(np.where(sure > 0, gain.mean(axis=1), -np.inf)))
-    if sure.max() <= 0 and pooled is not None:
-        return pooled, np.full(layout.horizon, -1)
-    allowed = sets[best] if sure.max() > 0 else sets[0]
-    picks = _picks(np.average(errors, axis=0, weights=weights), allowed)
-    return _assembled(maps, picks), picks
-
-
-def _crossed(errors: np.ndarray, weights: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Error on each block of the picks that the other blocks make: float64 [blocks].
-
-    errors: [blocks, maps, H]; weights: [blocks].
-    """
-    steps = np.arange(errors.shape[2])
-    total = (errors * weights[:, None, None]).sum(axis=0)
-    found = []
-    for one, weight in zip(errors, weights, strict=True):
-        others = (total - one * weight) / max(weights.sum() - weight, 1.0)
-        found.append(one[_picks(others, allowed), steps].mean())
-    return np.asarray(found)
-
-
-def _sets_of(sizes: Sequence[int]) -> list[np.ndarray]:
-    """Indices of the maps of each family, the last first, then of all together."""
-    borders = np.concatenate([[0], np.cumsum(sizes)])
-    found = [np.arange(low, high) for low, high in pairwise(borders) if high > low][::-1]
-    return [*found, np.arange(borders[-1])] if len(found) > 1 else found
-
-
-def _blocks(sample: Sample, horizon: int) -> list[Sample]:
-    """The windows of consecutive parts of each series, a horizon long and two at least."""
-    _, first, count = np.unique(sample.series, return_index=True, return_counts=True)
-    last = sample.origins[first + count - 1]
-    length = float(np.median(last - sample.origins[first] + 1))
-    blocks = int(np.clip(length // horizon, 2, MAX_BLOCKS))
-    rank = np.arange(len(sample.series)) - np.repeat(first, count)
-    block = rank * blocks // np.repeat(count, count)
-    return [sample.where(block == i) for i in np.unique(block)]
-
-
-def _picks(errors: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """For each step, the allowed map with the smallest error over neighbouring steps: [H]."""
-    horizon = errors.shape[1]
-    reach = max(1, horizon // 8)
-    before = np.cumsum(np.pad(errors[allowed], ((0, 0), (1, 0))), axis=1)
-    steps = np.arange(horizon)
-    low, high = np.maximum(steps - reach, 0), np.minimum(steps + reach + 1, horizon)
-    # The next step is what most users look at first: its own errors decide.
-    high[0] = 1
-    return np.asarray(allowed[((before[:, high] - before[:, low]) / (high - low)).argmin(axis=0)])
-
-
-def _assembled(maps: Sequence[LinearMap], picks: np.ndarray) -> LinearMap:
-    farthest = max(maps[pick].lookback for pick in picks)
-    maps = [one.reaching(farthest) if one.lookback < farthest else one for one in maps]
-    return LinearMap(
-        values=np.stack([maps[p].values[:, h] for h, p in enumerate(picks)], axis=1),
-        future=np.stack([maps[p].future[h] for h, p in enumerate(picks)]),
-        bias=np.array([maps[p].bias[h] for h, p in enumerate(picks)]),
-    )
 
 
 def out_of_fold(training: Sample, layout: Layout, choice: Choice) -> np.ndarray:

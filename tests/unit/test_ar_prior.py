@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -201,3 +202,14 @@ def test_how_far_a_long_map_sees() -> None:
     assert reach_of(data, shape, Settings(lags=5)) == 0
     short = seasonal_set(length=120)
     assert reach_of(short, layout_of(short, 6, Settings()), Settings()) == 0
+
+
+def test_one_validation_window_a_series_is_no_test_of_anything() -> None:
+    """Many short series: nothing can be cross-validated, and the long map stays."""
+    data = seasonal_set(n_series=40, length=300, noise=1.0, covariates=False)
+    data = replace(data, valid_end=data.train_end + 12, train_end=data.train_end)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as a deviation of one block
+        fitted = fit_fully("ar", data, Task(12, LEVELS), {"reach": 48, "pooling": "global"})
+    assert isinstance(fitted, FittedAR)
+    assert (fitted.recipe.picks[0] == len(fitted.recipe.grid.settings)).all()
