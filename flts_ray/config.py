@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flts_ray.config_blend import BlendConfig
+from flts_ray.config_serve import ServeConfig
 from flts_ray.config_stream import EventsConfig, IngestConfig, StreamConfig
 from flts_ray.errors import ConfigError
 from flts_ray.panel import Role
@@ -194,39 +195,6 @@ class GateConfig(Section):
     """One-sided significance level of the paired bootstrap."""
     resamples: int = Field(2000, ge=100, le=100_000)
     baseline: str = "seasonal_naive"
-
-
-class ServeConfig(Section):
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
-    """0 takes a free port."""
-    min_replicas: int = Field(1, ge=1)
-    max_replicas: int = Field(2, ge=1)
-    cpus_per_replica: float = Field(0.5, ge=0)
-    target_ongoing_requests: float = Field(8, gt=0)
-    upscale_delay_s: float = Field(5.0, ge=0)
-    """Seconds of overload before a replica is added."""
-    downscale_delay_s: float = Field(120.0, ge=0)
-    """Seconds of quiet before one is taken away."""
-    max_ongoing_requests: int = Field(64, ge=1)
-    max_queued_requests: int = Field(256, ge=1)
-    max_batch: int = Field(256, ge=1)
-    """Most series in one micro-batch."""
-    poll_s: float = Field(2.0, gt=0)
-    """Seconds between two looks at the champion alias."""
-    max_body_bytes: int = Field(16 * 2**20, ge=1024)
-    max_series: int = Field(1000, ge=1)
-    """Most series in one request."""
-    max_points: int = Field(100_000, ge=1)
-    """Most history points of one series."""
-
-    @model_validator(mode="after")
-    def _bounds(self) -> ServeConfig:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(
-                f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}"
-            )
-        return self
 
 
 class MlflowConfig(Section):

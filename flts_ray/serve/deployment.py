@@ -24,7 +24,8 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-from flts_ray.config import Config, ServeConfig, load_config
+from flts_ray.config import Config, load_config
+from flts_ray.config_serve import ServeConfig
 from flts_ray.errors import ConfigError, Conflict, Unavailable
 from flts_ray.local.process import free_port
 from flts_ray.serve.app import build_app

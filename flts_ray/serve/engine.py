@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from flts_ray.config import ServeConfig
+from flts_ray.config_serve import ServeConfig
 from flts_ray.errors import Unavailable
 from flts_ray.models.base import Fitted, Forecast
 from flts_ray.panel import steps_after

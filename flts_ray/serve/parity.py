@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 import uvicorn
 
-from flts_ray.config import ServeConfig
+from flts_ray.config_serve import ServeConfig
 from flts_ray.errors import Unavailable
 from flts_ray.models import artifact
 from flts_ray.models.base import Fitted, Forecast

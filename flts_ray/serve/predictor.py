@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flts_ray.config import ServeConfig
+from flts_ray.config_serve import ServeConfig
 from flts_ray.errors import DataError, Unavailable
 from flts_ray.models.base import Forecast
 from flts_ray.panel import steps_after

@@ -21,7 +21,8 @@ import httpx
 import numpy as np
 import pytest
 
-from flts_ray.config import Config, ServeConfig, parse_config
+from flts_ray.config import Config, parse_config
+from flts_ray.config_serve import ServeConfig
 from flts_ray.errors import ConfigError
 from flts_ray.models import artifact
 from flts_ray.models.base import Task, fit_fully

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from flts_ray.config import ServeConfig
+from flts_ray.config_serve import ServeConfig
 from flts_ray.models.base import Forecast
 from flts_ray.prepare.arrays import Windows
 from flts_ray.serve.app import build_app

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "flts_ray"
 FLOORS = {
-    "panel": 1, "schema": 1, "config": 1, "config_blend": 1, "config_stream": 1,
+    "panel": 1, "schema": 1, "config": 1, "config_blend": 1, "config_serve": 1, "config_stream": 1,
     "errors": 1, "__init__": 1,
     "store": 2, "store_errors": 2, "s3_clients": 2, "atomic_files": 2, "local": 2,
     "streams": 2, "events": 2,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flts_ray.config import ServeConfig
+from flts_ray.config_serve import ServeConfig
 from flts_ray.errors import DataError, Unavailable
 from flts_ray.models.base import Forecast
 from flts_ray.prepare.arrays import Windows, windows_at

@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 import pytest
 
-from flts_ray.config import ServeConfig
+from flts_ray.config_serve import ServeConfig
 from flts_ray.errors import DataError, Unavailable
 from flts_ray.panel import Contract
 from flts_ray.prepare.arrays import windows_at

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 from structlog.testing import capture_logs
 
-from flts_ray.config import ServeConfig
+from flts_ray.config_serve import ServeConfig
 from flts_ray.errors import ArtifactError, Unavailable
 from flts_ray.serve.engine import ModelSlot, ServedModel
 from flts_ray.serve.refresh import MAX_PAUSE, Refresher
