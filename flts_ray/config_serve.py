@@ -38,10 +38,11 @@ class ForecastLogConfig(Section):
     """Where answers are recorded: Parquet under `<root>/forecasts/<name>/`."""
 
     enabled: bool = True
-    flush_s: float = Field(5.0, gt=0)
-    """Most seconds that an answer waits in the buffer of its replica."""
-    max_rows: int = Field(50_000, ge=100)
-    """Forecast series in the buffer of one replica; beyond it the oldest are counted as lost."""
+    flush_s: float = Field(15.0, gt=0)
+    """Most seconds that an answer waits in the buffer of its replica; a kill loses that much."""
+    max_mb: float = Field(64.0, gt=0)
+    """Size of that buffer; when it is full, because the store is away, the oldest are counted as
+    lost."""
 
 
 class CanaryConfig(Section):
