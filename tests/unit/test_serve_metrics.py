@@ -1,0 +1,98 @@
+"""What is counted of serving, and under which names."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flts_ray.serve.metrics import (
+    BOUNDS_S,
+    COUNTERS,
+    GAUGES,
+    HISTOGRAMS,
+    LABELS,
+    Growth,
+    Meter,
+    outcome_of,
+)
+from tests.unit.test_forecast_log import made
+
+ROUTES = ("/v1/forecast", "/healthz", "other")
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (200, "ok"), (422, "invalid"), (413, "invalid"), (401, "unauthorized"),
+        (429, "overloaded"), (503, "unavailable"), (504, "expired"), (500, "error"),
+    ],
+)  # fmt: skip
+def test_outcomes(status: int, outcome: str) -> None:
+    assert outcome_of(status) == outcome
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(ROUTES), st.sampled_from((200, 422, 500)), st.floats(0, 100)
+        )
+    )
+)  # fmt: skip
+def test_count_and_sum_are_exact(answers: list[tuple[str, int, float]]) -> None:
+    meter = Meter()
+    for route, status, seconds in answers:
+        meter.request(route, status, seconds)
+    found: dict[str, float] = defaultdict(float)
+    times: dict[str, int] = defaultdict(int)
+    for one in meter.readings():
+        found[one.metric] += one.value * one.times
+        times[one.metric] += one.times
+    spent = [one for _, _, one in answers]
+    asked = [(status, one) for route, status, one in answers if route == "/v1/forecast"]
+    assert found["flts_serve_requests_total"] == len(answers)
+    assert times["flts_serve_latency_seconds"] == len(answers)
+    assert found["flts_serve_latency_seconds"] == pytest.approx(sum(spent))
+    assert found["inference_requests_total"] == len(asked)
+    assert found["inference_latency_seconds"] == pytest.approx(sum(one for _, one in asked))
+    assert found["inference_errors_total"] == sum(status == 500 for status, _ in asked)
+    assert meter.readings() == []
+
+
+def test_a_bucket_is_handed_on_within_its_bounds() -> None:
+    meter = Meter()
+    for seconds in (0.0011, 0.0024, 0.3):
+        meter.request("/v1/forecast", 200, seconds)
+    seen = {
+        one.times: one.value
+        for one in meter.readings()
+        if one.metric == "flts_serve_latency_seconds"
+    }
+    assert BOUNDS_S[0] < seen[2] <= BOUNDS_S[1]
+    assert seen[1] == 0.3
+
+
+def test_series_are_counted_by_role_and_never_named() -> None:
+    meter = Meter()
+    meter.forecast(made(1))
+    meter.forecast(made(2, ("a",)))
+    (reading,) = meter.readings()
+    assert (reading.metric, reading.value) == ("flts_serve_series_total", 3)
+    assert reading.labels == {"role": "champion"}
+    assert {label for labels in LABELS.values() for label in labels} == {"route", "outcome", "role"}
+
+
+def test_every_name_is_a_metric_of_one_kind() -> None:
+    names = [*COUNTERS, *GAUGES, *HISTOGRAMS]
+    assert len(set(names)) == len(names)
+    assert set(LABELS) <= set(names)
+    assert all(name.startswith(("flts_serve_", "inference_")) for name in names)
+    assert all(name.endswith("_total") for name in COUNTERS)
+
+
+def test_a_total_that_begins_anew_counts_from_nothing() -> None:
+    growth = Growth()
+    grown = [growth.since("x", total).value for total in (3, 3, 10, 2, 5)]
+    assert grown == [3, 0, 7, 2, 3]
