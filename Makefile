@@ -6,7 +6,7 @@ EXIT ?=
 # Two OpenMP threads a process are slower than one as soon as both cores are busy.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint clean bench-setup
 
 demo: $(VENV)/.ready
 	$(BIN)/flts demo $(if $(EXIT),--exit)
@@ -29,5 +29,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	  --constraint constraints.txt --editable ".[demo,local,test]"
 	touch $@
 
+# The libraries that `python -m benchmarks.accuracy` compares with, apart from the project's own.
+bench-setup: $(VENV)/.ready $(VENV)-bench/.ready
+
+$(VENV)-bench/.ready: benchmarks/peers/requirements.txt
+	test -x $(VENV)-bench/bin/python || $(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) .flts .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-bench .flts .mypy_cache .ruff_cache .pytest_cache .hypothesis

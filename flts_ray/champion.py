@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,11 @@ ALIAS_PATH = "/api/2.0/mlflow/registered-models/alias"
 
 @dataclass(frozen=True)
 class ChampionRef:
-    """Which model is champion. `artifact_key` is the store prefix of its files."""
+    """Which model is champion. `artifact_key` is the store prefix of its files.
+
+    `lean_key` and `lean_digest` are those of its export; empty for a model that has none.
+    `created_ms` is when it was registered, milliseconds since 1970.
+    """
 
     version: int
     digest: str
@@ -43,6 +47,16 @@ class ChampionRef:
     prepared_hash: str
     artifact_key: str
     run_id: str
+    lean_key: str = ""
+    lean_digest: str = ""
+    created_ms: int = 0
+
+    @property
+    def lean(self) -> ChampionRef:
+        """The same version, whose files are those of its export where there is one."""
+        if not self.lean_key:
+            return self
+        return replace(self, artifact_key=self.lean_key, digest=self.lean_digest)
 
 
 class ChampionReader:
@@ -63,13 +77,13 @@ class ChampionReader:
         self._cache = Path(cache)
         self._http = httpx.Client(timeout=httpx.Timeout(5.0, connect=2.0), transport=transport)
 
-    def current(self) -> ChampionRef | None:
-        """The champion now; None if nothing was promoted.
+    def current(self, alias: str = "champion") -> ChampionRef | None:
+        """The champion now, or who has another alias; None where nobody has it.
 
         Raises Unavailable where MLflow does not answer, ArtifactError for a version that was
         registered by other means.
         """
-        query = {"name": self._name, "alias": "champion"}
+        query = {"name": self._name, "alias": alias}
         try:
             answer = self._http.get(self._uri + ALIAS_PATH, params=query)
         except httpx.HTTPError as error:
@@ -203,6 +217,9 @@ def _reference(raw: Mapping[str, Any]) -> ChampionRef:
             prepared_hash=tags["prepared_hash"],
             artifact_key=tags["artifact_key"],
             run_id=str(raw.get("run_id", "")),
+            lean_key=tags.get("lean_key", ""),
+            lean_digest=tags.get("lean_digest", ""),
+            created_ms=int(raw.get("creation_timestamp", 0)),
         )
     except KeyError as error:
         raise ArtifactError(

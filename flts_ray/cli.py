@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import flts_ray
-from flts_ray import cli_models, cli_stream
+from flts_ray import cli_models, cli_serve, cli_stream
 from flts_ray.cli_options import (
     DEFAULT_CONFIG,
     Commands,
@@ -47,6 +47,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 cli_models.add_to(app)
+cli_serve.add_to(app)
 cli_stream.add_to(app)
 
 
@@ -138,9 +139,10 @@ def train(
 
 def _show(boards: Sequence[Scoreboard], config: Config, chosen: str, champion: str) -> None:
     from flts_ray.report import candidates_table
+    from flts_ray.report_calibration import calibration_table
 
     table = candidates_table(boards, config.judge.score, chosen, config.data.units, champion)
-    console().print(table)
+    console().print(table, calibration_table(boards))
 
 
 @app.command(epilog="Example: [cyan]flts backtest -c configs/lte.yaml --set judge.stride=1[/]")

@@ -1,4 +1,4 @@
-"""The commands about versions: what differs between two, and who serves a series.
+"""The commands about versions: what differs between two, who serves a series, newer rows.
 
 Design choices: the same shape as in `cli.py`; work is imported by the command that does it.
 """
@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from flts_ray.cli_options import DEFAULT_CONFIG, ConfigOption, SetOption, console, load
+from flts_ray.cli_options import DEFAULT_CONFIG, ConfigOption, SetOption, console, load, say
+from flts_ray.errors import GateRefused
 
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON, complete.")]
 VersionArgument = Annotated[int, typer.Argument(help="Version, as `flts history` lists it.")]
@@ -24,6 +25,11 @@ def add_to(app: typer.Typer) -> None:
         epilog="Example: [cyan]flts series victoria -c configs/demo.yaml[/]"
         "\n\nExample: [cyan]flts series cell-17 --version 3 --version 4 --json[/]"
     )(series)
+
+    app.command(
+        epilog="Example: [cyan]flts update -c configs/demo.yaml --dry-run[/]"
+        "\n\nExample: [cyan]flts update --set split.test=0.1[/]"
+    )(update)
 
 
 def diff(
@@ -68,3 +74,24 @@ def series(
         print(json.dumps([asdict(one) for one in found]))
     else:
         console().print(served_table(name, found, loaded.judge.score))
+
+
+def update(
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Judge the update, but change nothing.")
+    ] = False,
+) -> None:
+    """Teach the champion the rows that came since; promote it unless it is worse for it.
+
+    With nothing new it says so. Settings stay: `flts train` looks for better ones.
+    """
+    loaded = load(config, overrides)
+    from flts_ray.jobs.update import run
+
+    with say() as narrator:
+        report = run(loaded, narrator, dry_run=dry_run)
+    print(report.told)
+    if report.outcome == "refused":
+        raise typer.Exit(GateRefused.exit_code)

@@ -111,6 +111,9 @@ class PrepareConfig(Section):
     span are clipped in what models see, never in what they are judged on; None: never."""
     constant: Literal["quarantine", "keep"] = "quarantine"
     """What to do with series that never change (all zero included)."""
+    missing_future: Literal["quarantine", "carry"] = "quarantine"
+    """A row without the value of a known-future covariate: quarantine the series, naming the
+    column and the stamp, or carry the last value on."""
     holidays: str | None = None
     """Country or country-subdivision code of the `holidays` library, such as AU-VIC."""
     buckets: int | None = Field(None, ge=1)
@@ -175,11 +178,16 @@ class TuneConfig(Section):
     """Wall-clock seconds for the study; baselines and the first trial of each kind go first."""
     cpus_per_trial: float = Field(1, gt=0)
     gpus_per_trial: float = Field(0, ge=0)
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """Where networks train; auto: on a GPU where a trial is given one and torch sees it."""
     seed: int = 0
     asha_grace_epochs: int = Field(2, ge=1)
     asha_reduction: float = Field(3, gt=1)
     validation_stride: int | None = Field(None, ge=1)
     """Steps between validation origins; None: chosen so that at most 200 a series are used."""
+    by_bucket_rows: int = Field(20_000_000, ge=0)
+    """Of a prepared set with more rows, the linear model's refit sums the windows bucket by bucket
+    on the cluster, and twenty times as many of them."""
 
 
 class JudgeConfig(Section):
@@ -195,6 +203,8 @@ class GateConfig(Section):
     """One-sided significance level of the paired bootstrap."""
     resamples: int = Field(2000, ge=100, le=100_000)
     baseline: str = "seasonal_naive"
+    update_margin: float = Field(0.01, ge=0, le=1)
+    """Most that an updated champion may be worse than it was, as a share of its score."""
 
 
 class MlflowConfig(Section):

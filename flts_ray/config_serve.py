@@ -92,7 +92,7 @@ class ServeConfig(Section):
     """Most time that a micro-batch waits for more requests; a lone request never waits."""
     timeout_s: float = Field(30.0, gt=0)
     """A request older than this is dropped; a caller's own deadline may be shorter."""
-    poll_s: float = Field(2.0, gt=0)
+    poll_s: float = Field(1.0, gt=0)
     """Seconds between two looks at the champion alias."""
     max_body_bytes: int = Field(16 * 2**20, ge=1024)
     max_bulk_bytes: int = Field(256 * 2**20, ge=1024)

@@ -61,3 +61,19 @@ class Unavailable(FltsError):
 
     exit_code = 5
     status = 503
+
+
+class Overloaded(Unavailable):
+    """Too many requests wait already: repeat after `retry_after_s`."""
+
+    status = 429
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class Expired(FltsError):
+    """The caller's deadline passed before the work began; nothing was computed."""
+
+    status = 504

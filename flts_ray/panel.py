@@ -9,6 +9,7 @@ stay at local midnight across daylight-saving changes.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,8 @@ Role = Literal["past", "known_future", "static"]
 
 US_PER_SECOND = 1_000_000
 US_PER_DAY = 86_400 * US_PER_SECOND
+UNKNOWN_CATEGORY = -1.0
+"""Code of a static text value that is missing or that no series of the prepared set had."""
 _UNIT_US = {
     "s": US_PER_SECOND,
     "min": 60 * US_PER_SECOND,
@@ -161,7 +164,9 @@ class Contract:
     Column order of `known_future`, `past` and `static` is the order of the last axis of the
     matching arrays. `calendar` names the generated calendar columns, which precede
     `known_future` in `future` arrays. `season` is in steps. `max_gap` is how many
-    steps of a gap are imputed, counted from its start.
+    steps of a gap are imputed, counted from its start. `categories` belongs to `static`, column
+    by column: the sorted labels of one that holds text, whose positions are its values in
+    arrays, and none for one that holds numbers.
     """
 
     freq: str
@@ -175,6 +180,7 @@ class Contract:
     static: tuple[str, ...] = ()
     holidays: str | None = None
     max_gap: int = 0
+    categories: tuple[tuple[str, ...], ...] = ()
 
     @property
     def frequency(self) -> Frequency:
@@ -185,13 +191,32 @@ class Contract:
         """Columns of a `future` array: calendar first, then known-future covariates."""
         return self.calendar + self.known_future
 
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """The sorted labels of every static column that holds text."""
+        named = zip(self.static, self.categories, strict=False)
+        return {name: labels for name, labels in named if labels}
+
+    def code_of(self, name: str, label: str | None) -> float:
+        """What stands in arrays for a label of the static column `name`.
+
+        UNKNOWN_CATEGORY for a missing label and for one that no series of the set had.
+        """
+        labels = self.labels[name]
+        at = bisect_left(labels, label) if label is not None else len(labels)
+        return float(at) if at < len(labels) and labels[at] == label else UNKNOWN_CATEGORY
+
     def to_json(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Contract:
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        return cls(**fields)
+        return cls(**{name: _frozen(value) for name, value in raw.items()})
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, at every depth."""
+    return tuple(_frozen(one) for one in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)

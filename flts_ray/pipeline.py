@@ -120,7 +120,7 @@ def train(
         study_events(services.events, config, parent, folder) as told,
     ):
         study = run_tuning(config, data, folder, runs, parent, narrator, told)
-        singles = refitted(config, data, folder, study, narrator)
+        singles = refitted(config, prepared, data, folder, study, narrator)
         made = blended(config, data, folder, study, singles, narrator)
         finalists = logged_blend(runs, parent, folder, made, singles)
         log_refits(runs, finalists)
@@ -220,11 +220,16 @@ def run_tuning(
 
 
 def refitted(
-    config: Config, data: SeriesArrays, folder: Path, study: StudyResult, narrator: Narrator
+    config: Config,
+    prepared: PreparedSet,
+    data: SeriesArrays,
+    folder: Path,
+    study: StudyResult,
+    narrator: Narrator,
 ) -> list[Finalist]:
     """The best trial of each kind, refitted up to the test span."""
     narrator.step("Refit", "the best of each kind on training and validation span")
-    return finalists_of(config, study, refit_best(study, data, folder, config))
+    return finalists_of(config, study, refit_best(study, data, folder, config, prepared))
 
 
 def blended(
@@ -289,7 +294,7 @@ def judge_again(
             f"{config.name}: no study of this configuration in {folder}; `flts train` runs one"
         )
     data = prepared.arrays()
-    finalists = refitted(config, data, folder, study, narrator)
+    finalists = refitted(config, prepared, data, folder, study, narrator)
     made = blended(config, data, folder, study, finalists, narrator)
     if made.finalist is not None:
         finalists.append(made.finalist)
@@ -311,6 +316,8 @@ def log_judged(runs: StudyRuns, judged: Sequence[Judged]) -> None:
             overall = {f"test/{name}": value for name, value in one.board.overall.items()}
             runs.log_epoch(run_id, 0, overall)
             runs.log_table(run_id, one.board.per_step, "test/per_step")
+            runs.log_table(run_id, one.board.pit, "test/pit")
+            runs.log_table(run_id, one.board.coverage, "test/coverage")
             runs.log_table(run_id, one.board.per_series, TEST_TABLE)
 
 

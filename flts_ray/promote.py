@@ -31,7 +31,8 @@ from flts_ray.evaluate.finalists import (
 )
 from flts_ray.evaluate.gate import Decision, judge
 from flts_ray.models import artifact
-from flts_ray.models.base import Compute, Task, fit_fully, forecaster
+from flts_ray.models.base import Compute, Fitted, Task, fit_fully, forecaster
+from flts_ray.models.memory import memory_of, until_of
 from flts_ray.panel import steps_after
 from flts_ray.prepare.arrays import SeriesArrays, windows_at
 from flts_ray.prepare.loading import PreparedSet, open_prepared
@@ -281,22 +282,24 @@ def promote_version(
 ) -> Promotion:
     """Judge a registered version on `prepared` against the champion of now, and promote it.
 
-    A version that is champion already is left as it is. Raises GateRefused with the reason,
+    A version that is champion already is left as it is, but for its export, which is made where
+    it has none. Raises GateRefused with the reason,
     Conflict if somebody promoted meanwhile, ConfigError if it forecasts another task.
     """
     registry = services.registry()
     version = registry.version(n)
+    finalist = load_version(services, version)
+    version = registry.export(version, finalist.folder)
     if version == registry.champion():
         return Promotion(n, f"{title(version)} is champion already")
     data = prepared.arrays()
-    finalist = load_version(services, version)
     check_comparable(finalist, task_of(config), data)
     with tempfile.TemporaryDirectory() as folder:
         baseline = fit_baseline(config, data, Path(folder) / "model")
         judged, champion = judge_together(config, services, data, [finalist, baseline], narrator)
     candidate = judged[0]
     decision = decide(config, data, candidate, champion, judged, now)
-    objection = seen_test_span(version, prepared, data)
+    objection = seen_test_span(version, prepared, data, finalist.fitted)
     verdict = verdict_on(config, data, candidate, champion, decision, objection)
     entry = conclude(registry, verdict, version, now, narrator)
     if entry is None:
@@ -315,12 +318,18 @@ def fit_baseline(config: Config, data: SeriesArrays, folder: Path) -> Finalist:
     return Finalist(kind, artifact.load(folder), folder)
 
 
-def seen_test_span(version: ModelVersion, prepared: PreparedSet, data: SeriesArrays) -> str | None:
+def seen_test_span(
+    version: ModelVersion, prepared: PreparedSet, data: SeriesArrays, fitted: Fitted | None = None
+) -> str | None:
     """Why a version cannot be judged honestly on `data`; None if nothing speaks against it.
 
-    Training and validation span of the set it was fitted on must end before the test span of
-    every series of `data` that both sets have.
+    What it has used, by its own word where `fitted` tells, else the training and validation span
+    of the set it was fitted on, must end before the test span of every series of `data`.
     """
+    memory = None if fitted is None else memory_of(fitted)
+    if fitted is not None and memory is not None:
+        until = until_of(memory, fitted.stats, data.ids)
+        return _late(data, np.arange(data.n_series), until)
     if version.prepared_hash == prepared.hash:
         return None
     try:
@@ -333,7 +342,13 @@ def seen_test_span(version: ModelVersion, prepared: PreparedSet, data: SeriesArr
     position = known.stats.row_of
     common = np.array([i for i, name in enumerate(data.ids) if name in position], dtype=np.int64)
     then = np.array([position[data.ids[i]] for i in common], dtype=np.int64)
-    seen = steps_after(known.start_us[then], known.valid_end[then], known.contract)
+    return _late(
+        data, common, steps_after(known.start_us[then], known.valid_end[then], known.contract)
+    )
+
+
+def _late(data: SeriesArrays, common: np.ndarray, seen: np.ndarray) -> str | None:
+    """Which of these series was seen beyond the begin of its test span, in words."""
     begins = steps_after(data.start_us[common], data.valid_end[common], data.contract)
     late = np.flatnonzero(seen > begins)
     if not len(late):

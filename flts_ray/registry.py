@@ -4,7 +4,9 @@ Design choices: the numbered log in the store (`promotions.py`) is the truth and
 follow it, because MLflow cannot set an alias only if nobody else did; whoever changes the log
 sets the aliases and looks again, and whoever reads repairs them first, so a process killed in
 between leaves no lasting difference; artifacts are stored under their digest, so registering the
-same model twice stores it once; what a damaged folder holds is never registered.
+same model twice stores it once; what a damaged folder holds is never registered; networks are
+exported for replicas when they are registered, and one whose export differs is served as it was
+trained, which costs memory but no forecast.
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from flts_ray.champion import verify
 from flts_ray.errors import ArtifactError, Conflict, DataError, GateRefused
 from flts_ray.models import artifact
+from flts_ray.models.lean import lean_copy
 from flts_ray.promotions import Entry, PromotionLog, challenged, promoted, rolled_back
 from flts_ray.store import Store
 from flts_ray.tracking import AlreadyThere, Missing, TrackingClient
@@ -29,13 +34,15 @@ from flts_ray.tracking import AlreadyThere, Missing, TrackingClient
 ALIASES = ("champion", "previous", "challenger")
 ATTEMPTS = 20
 """Times a change that does not depend on the champion is repeated when others write too."""
+_log = structlog.get_logger("flts_ray.registry")
 
 
 @dataclass(frozen=True)
 class ModelVersion:
     """A registered model. `artifact_key` is the store prefix of its files.
 
-    `snapshot` (TOPIC/EPOCH/NUMBER) is what it was trained on; "" if that was files.
+    `snapshot` (TOPIC/EPOCH/NUMBER) is what it was trained on; "" if that was files. `lean_digest`
+    is that of its export for replicas; "" for a model that has none.
     """
 
     version: int
@@ -46,6 +53,7 @@ class ModelVersion:
     artifact_key: str
     created_at: datetime
     snapshot: str = ""
+    lean_digest: str = ""
 
 
 class Registry:
@@ -71,7 +79,8 @@ class Registry:
         tags: Mapping[str, str] | None = None,
         artifact_path: str = "model",
     ) -> ModelVersion:
-        """Store a model and register it; the same model of the same run is registered once.
+        """Store a model and its export, and register it; the same model of the same run is
+        registered once.
 
         `artifact_path` is where the run keeps its own copy. Raises ArtifactError if a file is
         not the one that was saved.
@@ -94,10 +103,32 @@ class Registry:
                 "kind": _kind(artifact_folder),
                 "prepared_hash": prepared_hash,
                 "artifact_key": key,
+                **self._store_export(artifact_folder),
             },
             await_creation_for=0,
         )
         return self.version(int(made.version))
+
+    def export(self, version: ModelVersion, artifact_folder: Path) -> ModelVersion:
+        """A version with its export, made from the folder of its files where it has none yet."""
+        if not version.lean_digest:
+            for key, value in self._store_export(artifact_folder).items():
+                self._client.set_model_version_tag(self.name, str(version.version), key, value)
+        return self.version(version.version)
+
+    def _store_export(self, artifact_folder: Path) -> dict[str, str]:
+        """Tags that tell replicas of the export; none for a model that needs or allows none."""
+        try:
+            with lean_copy(artifact_folder) as lean:
+                if lean == artifact_folder:
+                    return {}
+                digest = verify(lean)
+                key = f"models/{self.name}/{digest}"
+                self._store.upload_dir(lean, key)
+        except ArtifactError as error:
+            _log.warning("export_failed", name=self.name, problem=str(error))
+            return {}
+        return {"lean_key": key, "lean_digest": digest}
 
     def version(self, n: int) -> ModelVersion:
         """One version. Raises DataError if there is none with that number."""
@@ -251,6 +282,7 @@ def _version(raw: Any) -> ModelVersion:
         artifact_key=tags["artifact_key"],
         created_at=datetime.fromtimestamp(raw.creation_timestamp / 1000, UTC),
         snapshot=tags.get("snapshot", ""),
+        lean_digest=tags.get("lean_digest", ""),
     )
 
 

@@ -120,7 +120,8 @@ def addresses_table(api: str, mlflow: str, dashboard: str | None) -> Table:
 def forecast_table(answers: Sequence[dict[str, Any]]) -> Table:
     """Forecasts as rows; the model that made them in the title.
 
-    Of more than four levels only the ends of the 80 % and 95 % bands are shown.
+    Of more than four levels only the ends of the 80 % and 95 % bands are shown. A series that the
+    model was not fitted on is marked.
     """
     model = answers[0]["model"]
     forecasts = [one for answer in answers for one in answer["forecasts"]]
@@ -139,7 +140,8 @@ def forecast_table(answers: Sequence[dict[str, Any]]) -> Table:
         for ds, *row in zip(one["ds"], *values, strict=True):
             stamp = ds.removesuffix(":00Z").replace("T", " ") if whole else ds
             cells = [_plain(value, decimals) for value in row]
-            table.add_row(Text(one["unique_id"]), stamp, *cells)
+            mark = " (cold start)" if one.get("cold_start") else ""
+            table.add_row(Text(one["unique_id"] + mark), stamp, *cells)
     return table
 
 

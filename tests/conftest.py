@@ -7,7 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from hypothesis import settings
 
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("flts", deadline=None)
+settings.load_profile("flts")
 STATUS = pytest.StashKey[int]()
 
 

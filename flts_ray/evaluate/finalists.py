@@ -14,13 +14,14 @@ from math import gcd
 from pathlib import Path
 
 from flts_ray.config import JudgeConfig
-from flts_ray.errors import ConfigError
+from flts_ray.errors import ConfigError, DataError
 from flts_ray.evaluate.backtest import Backtest, Origins, backtest, choose_origins
 from flts_ray.evaluate.gate import ScoredWindows
 from flts_ray.evaluate.leakage import AuditResult, leakage_audit
 from flts_ray.evaluate.scoreboard import Scoreboard, score_board
 from flts_ray.models import artifact
 from flts_ray.models.base import Fitted, Task
+from flts_ray.models.memory import seen_positions
 from flts_ray.panel import Contract
 from flts_ray.prepare.arrays import SeriesArrays
 
@@ -80,17 +81,36 @@ def best_on_validation(finalists: Sequence[Finalist]) -> Finalist:
 def common_origins(
     data: SeriesArrays, finalists: Sequence[Finalist], judge: JudgeConfig
 ) -> Origins:
-    """Origins of the test span that every finalist can forecast.
+    """Origins of the test span that every finalist can forecast and none has learned from.
 
     Without a configured stride it is the horizon, or the next number that shares no factor with
-    the season, so that origins visit every time of day. Raises DataError if no window fits.
+    the season, so that origins visit every time of day. Raises DataError if no window fits, or
+    none is left that nobody has seen.
     """
     longest = max(finalist.fitted.spec.lookback for finalist in finalists)
     horizon = finalists[0].fitted.spec.task.horizon
     stride = judge.stride or horizon
     while judge.stride is None and gcd(stride, data.contract.season) > 1:
         stride += 1
-    return choose_origins(data, "test", longest, horizon, stride, judge.max_origins)
+    origins = choose_origins(data, "test", longest, horizon, stride, judge.max_origins)
+    return _unseen(data, finalists, origins)
+
+
+def _unseen(data: SeriesArrays, finalists: Sequence[Finalist], origins: Origins) -> Origins:
+    """Origins whose targets lie after all that any finalist has seen of their series."""
+    for finalist in finalists:
+        seen = seen_positions(finalist.fitted, data)
+        if seen is None:  # who judges an older artifact asks its prepared set
+            continue
+        kept = origins.positions >= seen[origins.series]
+        if not kept.any():
+            raise DataError(
+                f"{finalist.name} has seen every window of the test span, so none of them can "
+                "judge it; wait for newer rows, or shorten split.test if its own was shorter",
+                field="split.test",
+            )
+        origins = origins.part(kept)
+    return origins
 
 
 def judge_all(
@@ -131,7 +151,7 @@ def judge_one(
 
 def check_comparable(registered: Finalist, task: Task, data: SeriesArrays) -> None:
     """Raises ConfigError unless a registered model forecasts what the candidates forecast, for
-    every series of `data`."""
+    every series of `data`, and some of its test span is new to it."""
     spec = registered.fitted.spec
     differing = _differences(task, spec.task, data.contract, spec.contract)
     if differing:
@@ -148,6 +168,13 @@ def check_comparable(registered: Finalist, task: Task, data: SeriesArrays) -> No
             f"{data.n_series} are new to it: {named}. Leave them out of data.path, go back to a "
             "champion that takes any series (`flts history`, `flts rollback`), or give the "
             "configuration a `name` of its own"
+        )
+    seen = seen_positions(registered.fitted, data)
+    if seen is not None and (seen + task.horizon > data.lengths).all():
+        raise ConfigError(
+            f"{registered.name} has seen every window of the test span, so nobody can be compared "
+            "with it; give rows that are newer than its own, or give the configuration a `name` "
+            "of its own"
         )
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from flts_ray.errors import DataError
 from flts_ray.evaluate import metrics
 from flts_ray.evaluate.backtest import Backtest
+from flts_ray.evaluate.calibration import calibration_error, coverage_table, pit_table
 from flts_ray.prepare.arrays import SeriesStats
 
 
@@ -26,8 +27,9 @@ class Scoreboard:
     """What one candidate scored.
 
     overall: rmse, mae, wape, mase, pinball, scaled_pinball, composite, coverage_80,
-    coverage_95, width_80, and the counts windows, series, values. per_step: the measures by
-    `step` (1 is the first step ahead). per_series: the measures by `unique_id`.
+    coverage_95, width_80, calibration_error, and the counts windows, series, values. per_step:
+    the measures by `step` (1 is the first step ahead). per_series: the measures by `unique_id`.
+    pit, coverage: of `pit_table` and `coverage_table`.
     """
 
     model: str
@@ -35,6 +37,8 @@ class Scoreboard:
     overall: dict[str, float]
     per_step: pa.Table
     per_series: pa.Table
+    pit: pa.Table
+    coverage: pa.Table
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; undefined numbers are null."""
@@ -44,6 +48,8 @@ class Scoreboard:
             "overall": {name: _plain(value) for name, value in self.overall.items()},
             "per_step": _columns(self.per_step),
             "per_series": _columns(self.per_series),
+            "pit": _columns(self.pit),
+            "coverage": _columns(self.coverage),
         }
 
 
@@ -68,6 +74,7 @@ def measures(bt: Backtest, scale: np.ndarray, average: metrics.Average) -> dict[
         "coverage_80": metrics.coverage(actual, *band_80, average),
         "coverage_95": metrics.coverage(actual, *band_95, average),
         "width_80": metrics.band_width(actual, *band_80, average),
+        "calibration_error": calibration_error(actual, bt.quantiles, bt.levels, average),
     }
 
 
@@ -106,6 +113,8 @@ def score_board(name: str, kind: str, bt: Backtest, stats: SeriesStats) -> Score
             },
             {key: values[1 + steps :] for key, values in found.items()},
         ),
+        pit=pit_table(bt),
+        coverage=coverage_table(bt),
     )
 
 

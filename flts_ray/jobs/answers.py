@@ -44,7 +44,7 @@ def write_answers(answers: Sequence[dict[str, Any]], path: Path) -> int:
 
 
 def answer_rows(answers: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One flat row a series and step, with who made it."""
+    """One flat row a series and step, with who made it, and whether the model knew the series."""
     for answer in answers:
         for one in answer["forecasts"]:
             for h, ds in enumerate(one["ds"]):
@@ -55,6 +55,7 @@ def answer_rows(answers: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                     "mean": one["mean"][h],
                     "median": one["median"][h],
                     **levels,
+                    "cold_start": bool(one.get("cold_start", False)),
                     "model_version": answer["model"]["version"],
                     "forecast_id": answer["forecast_id"],
                 }

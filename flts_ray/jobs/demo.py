@@ -23,6 +23,7 @@ from flts_ray.errors import GateRefused, Unavailable
 from flts_ray.jobs.demo_stream import input_file, send, stream_servers, tabulate, take_in
 from flts_ray.jobs.forecast import ForecastApi
 from flts_ray.jobs.interrupt import wait_for_interrupt
+from flts_ray.jobs.own_token import token_for
 from flts_ray.jobs.serve import check_served, serving
 from flts_ray.jobs.session import open_session
 from flts_ray.local.process import free_port
@@ -170,7 +171,7 @@ def _from_the_store(
     if not report.promoted and report.champion is None:
         raise GateRefused(f"{report.candidate} was refused, so there is no champion to serve")
     with serving(on_a_free_port(config), services, narrator) as url:
-        wait_ready(url)
+        wait_ready(url, cert_file=config.serve.tls.cert_file if config.serve.tls else None)
         path = show_forecast(config, report.prepared.arrays(), url, services.folder)
         narrator.step("Forecast", f"drawn in {path}")
         console.print(addresses_table(url, services.mlflow_uri, services.dashboard))
@@ -187,7 +188,8 @@ def on_a_free_port(config: Config) -> Config:
 
 def show_forecast(config: Config, data: SeriesArrays, url: str, folder: Path) -> Path:
     """Fetch one forecast over HTTP and draw it beside what happened."""
-    api = ForecastApi(url)
+    tls = config.serve.tls
+    api = ForecastApi(url, token_for(config), None if tls is None else tls.cert_file)
     window = demo_window(data, int(api.get("/v1/model")["lookback"]), config.task.horizon)
     path = folder / "forecast.png"
     draw(picture_of(api.ask(window.request), window, config), path)

@@ -8,6 +8,7 @@ answer; what is refused is refused with the API's own words.
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 import httpx
 
 from flts_ray.config import Config
-from flts_ray.errors import DataError, Unavailable
+from flts_ray.errors import ConfigError, DataError, Unavailable
 from flts_ray.jobs.announce import announced
 from flts_ray.jobs.histories import About, histories
+from flts_ray.jobs.own_token import VARIABLE, token_for
 from flts_ray.jobs.session import local_folder, open_session
 from flts_ray.jobs.status import prepared_sets
 from flts_ray.prepare.loading import PreparedSet
@@ -75,10 +77,20 @@ def _asked(api: ForecastApi, common: dict[str, Any], part: list[dict[str, Any]])
 
 
 class ForecastApi:
-    """The forecast API at an address."""
+    """The forecast API at an address.
 
-    def __init__(self, url: str) -> None:
+    token: what it asks for, None where it is open. cert_file: a certificate to trust besides
+    those of the system.
+    """
+
+    def __init__(self, url: str, token: str | None = None, cert_file: str | None = None) -> None:
         self.url = url.rstrip("/")
+        self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._trusted: ssl.SSLContext | bool = True
+        if cert_file is not None and self.url.startswith("https:"):
+            self._trusted = ssl.create_default_context()
+            self._trusted.load_verify_locations(cert_file)
+            self._trusted.check_hostname = False
 
     def get(self, path: str) -> dict[str, Any]:
         return self._call("GET", path, None)
@@ -89,7 +101,7 @@ class ForecastApi:
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         try:
-            answer = httpx.request(method, f"{self.url}{path}", json=body, timeout=60.0)
+            answer = self._sent(method, path, body)
             said = answer.json()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unavailable(
@@ -97,6 +109,10 @@ class ForecastApi:
             ) from error
         except ValueError:
             said = None
+        if answer.status_code in (401, 403):
+            raise ConfigError(
+                f"{self.url} refuses the token: set {VARIABLE} to one that `flts token add` made"
+            )
         if answer.status_code == httpx.codes.OK and isinstance(said, dict):
             return said
         problem = said.get("error") if isinstance(said, dict) else None
@@ -105,9 +121,30 @@ class ForecastApi:
                 f"{self.url}{path} answered {answer.status_code}, but not as a forecast API does; "
                 "check the address"
             )
+        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            after = answer.headers.get("retry-after", "a few")
+            raise Unavailable(f"{problem.get('message')}; repeat after {after} s")
         if answer.status_code < 500:
             raise DataError(str(problem.get("message")), field=problem.get("field"))
         raise Unavailable(str(problem.get("message")))
+
+    def _sent(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        """Ask again once where the connection broke: a forecast can be asked for twice."""
+
+        def send() -> httpx.Response:
+            return httpx.request(
+                method,
+                f"{self.url}{path}",
+                json=body,
+                timeout=60.0,
+                headers=self._headers,
+                verify=self._trusted,
+            )
+
+        try:
+            return send()
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            return send()
 
 
 @contextmanager
@@ -115,7 +152,8 @@ def _api(config: Config, url: str | None) -> Iterator[ForecastApi]:
     """A running API, or one that lives as long as the block."""
     found = url or announced(local_folder(config), config.name).get("api")
     if found is not None:
-        yield ForecastApi(found)
+        tls = config.serve.tls
+        yield ForecastApi(found, token_for(config), None if tls is None else tls.cert_file)
         return
     from flts_ray.serve.parity import app_on_loopback
     from flts_ray.serve.source import RegistrySource

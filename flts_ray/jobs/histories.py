@@ -47,7 +47,7 @@ def histories(config: Config, path: str, about: About) -> list[dict[str, Any]]:
 
     Raises DataError for what cannot be read and for a series without any value.
     """
-    data = _columns_of(config.data).model_copy(update={"path": path, "test_path": None})
+    data = data_at(config.data, path)
     table = pa.concat_tables([read_input(item, data) for item in find_inputs(data)])
     table = table.sort_by([(name, "ascending") for name in ("unique_id", "ds", "order")])
     ids = table["unique_id"].to_pylist()
@@ -59,11 +59,10 @@ def histories(config: Config, path: str, about: About) -> list[dict[str, Any]]:
     ]
 
 
-def _columns_of(data: DataConfig) -> DataConfig:
-    """The columns of the file: those of the configured input, also where that is a table."""
-    if data.snapshot is None:
-        return data
-    return data.model_copy(update={"snapshot": None, "id": data.id or "unique_id"})
+def data_at(data: DataConfig, path: str) -> DataConfig:
+    """A file with the columns of the configured input, also where that is a table."""
+    columns = {"snapshot": None, "id": data.id or "unique_id"} if data.snapshot is not None else {}
+    return data.model_copy(update={**columns, "path": path, "test_path": None})
 
 
 def _body(config: Config, name: str, rows: pa.Table, about: About) -> dict[str, Any]:

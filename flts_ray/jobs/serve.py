@@ -8,15 +8,19 @@ command it serves until Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import structlog
+
 from flts_ray.config import Config, load_config
 from flts_ray.errors import ConfigError, Conflict, FltsError
 from flts_ray.jobs.announce import announce, announced
 from flts_ray.jobs.interrupt import interrupt_on_sigterm, wait_for_interrupt
+from flts_ray.jobs.own_token import own_token
 from flts_ray.jobs.session import (
     cluster_address,
     local_folder,
@@ -27,6 +31,9 @@ from flts_ray.local.process import free_port
 from flts_ray.narrate import LogNarrator, set_up_logging
 from flts_ray.promotions import PromotionLog
 from flts_ray.services import Narrator, Services
+
+NUDGE_S = 10.0
+_log = structlog.get_logger("flts_ray.serve")
 
 
 def joins_a_cluster(config: Config) -> bool:
@@ -65,7 +72,7 @@ def serving(config: Config, services: Services, narrator: Narrator) -> Iterator[
     if services.dashboard:
         addresses["dashboard"] = services.dashboard
     try:
-        with announce(services.folder, config.name, addresses):
+        with own_token(config), announce(services.folder, config.name, addresses):
             yield url
     finally:
         undeploy(config.name)
@@ -119,6 +126,24 @@ def remove_from_cluster(config: Config) -> None:
 
         _quieten_serve()
         undeploy(config.name)
+
+
+def tell_replicas(config: Config) -> None:
+    """Let replicas in the cluster that this process has joined look at the registry now.
+
+    They look by themselves every `serve.poll_s`, so whatever hinders this is no error.
+    """
+    if not joins_a_cluster(config):
+        return
+    from flts_ray.serve.deployment import nudge
+
+    _quieten_serve()
+    try:
+        versions = asyncio.run(asyncio.wait_for(nudge(config.name), NUDGE_S))
+    except (FltsError, TimeoutError, RuntimeError) as error:
+        _log.info("replicas_not_told", name=config.name, why=str(error))
+    else:
+        _log.info("replicas_told", name=config.name, versions=versions)
 
 
 def _quieten_serve() -> None:

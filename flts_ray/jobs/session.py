@@ -156,7 +156,7 @@ def ray_cluster(config: Config) -> Iterator[str | None]:
     address = cluster_address(config)
     if address is not None:
         _probe(address)
-    set_for_ray(starts_cluster=address is None)
+    set_for_ray(starts_cluster=address is None, serving=config.serve)
     import ray
 
     if ray.is_initialized():
@@ -175,7 +175,7 @@ def _connect(config: Config, address: str | None) -> str:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         return str(ray.init(**_ray_options(config, address)).dashboard_url or "")
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except Exception as error:  # Ray raises a plain one for a node that starts too slowly
         what = f"the Ray cluster at {address} cannot be joined" if address else "Ray did not start"
         raise Unavailable(f"{what}: {error}") from error
     except SystemExit as stop:  # Ray's own handler of SIGTERM, which it sets meanwhile

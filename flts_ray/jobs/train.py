@@ -16,6 +16,7 @@ from functools import partial
 from flts_ray.config import Config, load_config
 from flts_ray.errors import FltsError, GateRefused
 from flts_ray.jobs.interrupt import interrupt_on_sigterm
+from flts_ray.jobs.serve import tell_replicas
 from flts_ray.jobs.session import open_session
 from flts_ray.narrate import LogNarrator, set_up_logging
 from flts_ray.pipeline import TrainReport, train
@@ -28,7 +29,10 @@ def run(
     """Open services, train, close them again."""
     with open_session(config, ray=True) as services:
         clock = partial(datetime.now, UTC)
-        return train(config, services, narrator, clock, resume=resume, force=force)
+        report = train(config, services, narrator, clock, resume=resume, force=force)
+        if report.promoted:
+            tell_replicas(config)
+        return report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

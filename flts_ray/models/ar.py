@@ -3,7 +3,7 @@
 Design choices: one closed-form fit tries every penalty, with and without the calendar, pooled
 and per series, on the same sums of products, and keeps what has the smallest scaled absolute
 error on the validation span; the pooled map always exists, so a series never seen before is
-forecast too; bands are conformal, and follow the recent volatility where that pays.
+forecast too; bands are conformal, and follow the recent volatility (`bands.py`).
 Direct multi-step forecasts: Marcellino, Stock & Watson 2006; pooling: Montero-Manso & Hyndman
 2021.
 """
@@ -11,7 +11,7 @@ Direct multi-step forecasts: Marcellino, Stock & Watson 2006; pooling: Montero-M
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ from flts_ray.models.ar_features import Layout, future_features
 from flts_ray.models.ar_map import LinearMap, Sample
 from flts_ray.models.ar_prior import Shrinkage
 from flts_ray.models.ar_settings import Settings, layout_of, reach_of, settings_of
+from flts_ray.models.ar_sums import MAX_BYTES, Sums
+from flts_ray.models.bands import width_of
 from flts_ray.models.base import (
     Compute,
     Fitted,
@@ -41,7 +43,13 @@ from flts_ray.models.base import (
     check_same_set,
     resolve_params,
 )
-from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows, widened
+from flts_ray.models.memory import Memory, needed_memory, split_memory, stored
+from flts_ray.models.news import News, news_of, remembered
+from flts_ray.models.recent_scores import moved
+from flts_ray.models.spread import Spread
+from flts_ray.models.volatility import Volatility, local_scale
+from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows, origins_in, widened
+from flts_ray.prepare.covariates import check_ahead, check_future
 
 MAX_VALID_WINDOWS = 10_000
 
@@ -50,7 +58,8 @@ MAX_VALID_WINDOWS = 10_000
 class FittedAR:
     """`maps` are what `recipe` gives: maps[0] is for every series, the others for their owners.
 
-    `volatility`: what the bands follow.
+    `volatility`: what the bands follow. `sums`: of the windows that the maps were refitted on;
+    None before a refit and where they are too large to keep.
     """
 
     spec: ModelSpec
@@ -58,12 +67,20 @@ class FittedAR:
     layout: Layout
     recipe: Recipe
     maps: list[LinearMap]
-    volatility: calibrate.Volatility
+    volatility: Volatility
     band: calibrate.ResidualQuantiles
+    sums: Sums | None = None
+    memory: Memory | None = None
+
+    @property
+    def summed(self) -> int:
+        """Past steps of the windows that are summed: short maps may be given up, their sums not."""
+        return max(self.spec.lookback, self.layout.lookback)
 
     def forecast(self, windows: Windows) -> Forecast:
         """See `Fitted.forecast`; any series can be forecast."""
         calibrate.check_lookback(windows, self.spec.lookback)
+        check_ahead(windows)
         windows, task = windows.last(self.spec.lookback), self.spec.task
         rows = calibrate.known_rows(windows.ids, self.stats)
         mean = np.empty((len(windows), task.horizon))
@@ -72,9 +89,14 @@ class FittedAR:
             chunk = windows.part(part)
             scale = calibrate.series_scale(chunk, self.stats)
             mean[part] = self._mean(chunk, scale, rows[part])
-            width = calibrate.local_scale(chunk, scale, self.volatility)
+            width = local_scale(chunk, scale, rows[part], self.volatility)
             quantiles[part] = self.band.apply(mean[part], width, rows[part])
         return Forecast(windows.ids, windows.origin_us, task.levels, mean, quantiles)
+
+    def served(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+        """Quantiles and the scale of their bands; see `recent_scores.Ask`."""
+        seen = windows.last(self.spec.lookback)
+        return self.forecast(windows).quantiles, width_of(seen, self.stats, self.volatility)
 
     def _mean(self, windows: Windows, scale: np.ndarray, rows: np.ndarray) -> np.ndarray:
         future = future_features(windows, replace(self.layout, lookback=self.spec.lookback))
@@ -95,7 +117,6 @@ class FittedAR:
             "seasons": self.layout.seasons,
             "season": self.layout.season,
             "shown": list(self.layout.shown),
-            "volatility": asdict(self.volatility),
             "penalties": list(self.recipe.grid.penalties),
             "calendars": list(self.recipe.grid.calendars),
             "reaches": list(self.recipe.grid.reaches),
@@ -113,7 +134,9 @@ class FittedAR:
             "center": self.layout.center,
             "spread": self.layout.spread,
         }
-        return values, {**arrays, **self.band.arrays()}
+        kept = {} if self.sums is None else self.sums.arrays()
+        bands = {**self.volatility.arrays(), **self.band.arrays()}
+        return values, {**arrays, **bands, **kept, **stored(self.memory)}
 
 
 class LinearAR:
@@ -133,29 +156,32 @@ class LinearAR:
         series with maps of their own.
         """
         settings = settings_of(resolve_params(self, params))
+        check_future(data)
         layout = layout_of(data, task.horizon, settings)
         reach = reach_of(data, layout, settings)
         seen = replace(layout, lookback=max(layout.lookback, reach))
-        training = _training(data, seen, settings.max_windows)
-        valid = _sample(data, "validation", seen, min(MAX_VALID_WINDOWS, _most(layout)))
+        spread = compute.over_parts
+        training = _training(data, seen, settings.max_windows, spread)
+        valid = _sample(data, "validation", seen, min(MAX_VALID_WINDOWS, _most(layout)), spread)
         spans = Spans(
             training,
             valid,
-            _sample(data, "train", seen, settings.max_windows),
-            _sample(data, "validation", seen, settings.max_windows),
+            _sample(data, "train", seen, settings.max_windows, spread),
+            _sample(data, "validation", seen, settings.max_windows, spread),
         )
         choice = choose(spans, layout, settings, reach)
         reported = _reported(settings, layout, choice)
         spec = ModelSpec(self.kind, task, choice.lookback, data.contract, reported)
-        bands = calibrated(layout, choice, training, valid, task.levels)
+        found = calibrated(layout, choice, training, valid, task.levels)
         fitted = FittedAR(
             spec=spec,
             stats=data.stats,
             layout=layout,
             recipe=choice.recipe,
             maps=choice.maps,
-            volatility=bands.volatility,
-            band=bands.band,
+            volatility=found.bands.volatility,
+            band=found.bands.band,
+            memory=Memory.of(data, task),
         )
         pooled = choice.recipe.pooled()
         chosen = {
@@ -163,17 +189,34 @@ class LinearAR:
             "calendar": float(np.mean([calendar for calendar, _ in pooled])),
             "own_maps": float(len(choice.recipe.owners)),
         }
-        yield Progress(1, {**bands.metrics, **chosen}, fitted)
+        yield Progress(1, {**found.metrics, **chosen}, fitted)
 
     def refit(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> FittedAR:
         """Maps of the same settings from the windows of both spans; see `Forecaster.refit`."""
         assert isinstance(fitted, FittedAR)
         check_same_set(fitted, data)
         most = int(fitted.spec.params["max_windows"])
-        seen = replace(fitted.layout, lookback=fitted.spec.lookback)
-        windows = _training(widened(data), seen, most)
-        dense = _sample(windows.data, "train", seen, most)
-        return replace(fitted, maps=fitted.recipe.maps(windows, dense, fitted.layout))
+        seen = replace(fitted.layout, lookback=fitted.summed)
+        windows = _training(widened(data), seen, most, compute.over_parts)
+        dense = _sample(windows.data, "train", seen, most, compute.over_parts)
+        return solved_from(fitted, fitted.recipe.sums(windows, dense, fitted.layout))
+
+    def update(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> FittedAR:
+        """Sums of the new windows are added and the maps solved again; see `Updater.update`.
+
+        Of a model whose sums were not kept, all windows are summed again.
+        """
+        assert isinstance(fitted, FittedAR)
+        news = news_of(fitted, data)
+        if news is None:
+            return fitted
+        memory = remembered(fitted, news, fitted.served)
+        by = memory.scores.shift - needed_memory(fitted).scores.shift
+        if fitted.sums is None:
+            again = self.refit(replace(fitted, stats=news.stats), news.whole(), compute)
+        else:
+            again = solved_from(fitted, fitted.sums + _new_sums(fitted, news))
+        return replace(again, stats=news.stats, memory=memory, band=moved(fitted.band, by))
 
     def restore(
         self,
@@ -183,6 +226,7 @@ class LinearAR:
         arrays: dict[str, np.ndarray],
     ) -> FittedAR:
         """See `Forecaster.restore`."""
+        arrays, memory = split_memory(arrays, stats, spec.task)
         layout = Layout(
             lags=tuple(int(lag) for lag in values["lags"]),
             seasons=int(values["seasons"]),
@@ -215,15 +259,36 @@ class LinearAR:
                 tuple(Shrinkage.of_row(row) for row in arrays["shrinkage"]),
             ),
             maps=[LinearMap(*parts) for parts in maps],
-            volatility=calibrate.Volatility(**values["volatility"]),
+            volatility=Volatility.from_arrays(arrays),
             band=band,
+            sums=Sums.from_arrays(arrays),
+            memory=memory,
         )
 
 
-def _sample(data: SeriesArrays, span: str, layout: Layout, most: int) -> Sample:
-    return Sample(
-        data, *calibrate.sample_origins(data, span, layout.lookback, layout.horizon, most)
-    )
+def solved_from(fitted: FittedAR, sums: Sums) -> FittedAR:
+    """The model with maps from these sums, which it keeps if they are small enough."""
+    maps = fitted.recipe.solved(sums, fitted.layout, fitted.maps)
+    return replace(fitted, maps=maps, sums=sums if sums.nbytes <= MAX_BYTES else None)
+
+
+def _new_sums(fitted: FittedAR, news: News) -> Sums:
+    """Sums of the windows whose targets were not all seen yet, at the strides of the old ones."""
+    assert fitted.sums is not None
+    lookback, horizon = fitted.summed, fitted.spec.task.horizon
+    data, begin = news.tail(lookback + horizon - 1)
+    whole = widened(data)
+    series, origins = origins_in(whole, "train", lookback, horizon)
+    new = origins + horizon > data.train_end[series]
+    every = Sample(whole, series[new], origins[new])
+    since_first = every.origins + begin[every.series] - lookback
+    near, far = (every.where(since_first % stride == 0) for stride in fitted.sums.strides)
+    return fitted.recipe.sums(near, far, fitted.layout)
+
+
+def _sample(data: SeriesArrays, span: str, layout: Layout, most: int, spread: Spread) -> Sample:
+    chosen = calibrate.sample_origins(data, span, layout.lookback, layout.horizon, most)
+    return Sample(data, *chosen, spread)
 
 
 def _most(layout: Layout) -> int:
@@ -231,9 +296,9 @@ def _most(layout: Layout) -> int:
     return max(MIN_VALID_WINDOWS, calibrate.MAX_SCORES // layout.horizon)
 
 
-def _training(data: SeriesArrays, layout: Layout, most: int) -> Sample:
+def _training(data: SeriesArrays, layout: Layout, most: int, spread: Spread) -> Sample:
     """Training windows. Raises DataError if there is none."""
-    training = _sample(data, "train", layout, min(most, _most(layout)))
+    training = _sample(data, "train", layout, min(most, _most(layout)), spread)
     if len(training.series) == 0:
         raise DataError(
             f"no series has a training window of {layout.lookback} + {layout.horizon} steps "

@@ -1,93 +1,84 @@
-"""Bands of the linear model: conformal, and as wide as the window's recent volatility says.
+"""Bands of the linear model: conformal, on windows of both spans by maps that did not see them.
 
-Design choices: which volatility the bands follow, and how far, is what makes them sharpest on the
-windows that calibrate; where validation is too short for that, training windows, forecast by maps
-that did not see them, help out.
+Design choices: training windows count beside those of validation, because a year has quiet and
+wild months and validation is a few of them; they are forecast by maps fitted on the other
+quarters of each series (cross-conformal prediction, Vovk 2015); a share of them is enough, because
+neighbouring windows say nearly the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import gcd
 
 import numpy as np
 
-from flts_ray.models import calibrate
-from flts_ray.models.ar_best import MIN_VALID_WINDOWS
 from flts_ray.models.ar_choice import Choice, out_of_fold
 from flts_ray.models.ar_features import Layout
-from flts_ray.models.ar_map import Sample
-from flts_ray.models.calibrate import Volatility
+from flts_ray.models.ar_map import Sample, moments_of
+from flts_ray.models.bands import Bands, Scored, fit_bands
+from flts_ray.models.volatility import Sign, seen_signs, signs_of
 
 Levels = tuple[float, ...]
 
-
-@dataclass(frozen=True)
-class Judged:
-    """Windows that calibrate: actual, mean [n, H]; scales [volatilities, n]; rows [n]."""
-
-    actual: np.ndarray
-    mean: np.ndarray
-    scales: np.ndarray
-    rows: np.ndarray
-
-    @classmethod
-    def of(
-        cls, sample: Sample, mean: np.ndarray, layout: Layout, tried: Sequence[Volatility]
-    ) -> Judged:
-        scales = np.empty((len(tried), len(sample.series)))
-        for part, windows, scale, _ in sample.chunks(layout):
-            for i, one in enumerate(tried):
-                scales[i, part] = calibrate.local_scale(windows, scale, one)
-        return cls(sample.actuals(layout.horizon), mean, scales, sample.series)
-
-    def __add__(self, other: Judged) -> Judged:
-        return Judged(
-            np.concatenate([self.actual, other.actual]),
-            np.concatenate([self.mean, other.mean]),
-            np.concatenate([self.scales, other.scales], axis=1),
-            np.concatenate([self.rows, other.rows]),
-        )
-
-    def loss(self, band: calibrate.ResidualQuantiles, which: int, levels: Levels) -> float:
-        quantiles = band.apply(self.mean, self.scales[which], self.rows)
-        return calibrate.scaled_pinball(self.actual, quantiles, self.scales[0], levels)
-
-    def band(self, which: int, levels: Levels) -> calibrate.ResidualQuantiles:
-        return calibrate.residual_quantiles(
-            self.actual, self.mean, self.scales[which], self.rows, levels
-        )
+MAX_CROSSED = 12_000
+"""Most training windows that calibrate."""
 
 
 @dataclass(frozen=True)
-class Bands:
+class Calibrated:
     """Metrics: `valid_loss` (scaled pinball) and `valid_mae` (scaled)."""
 
-    volatility: Volatility
-    band: calibrate.ResidualQuantiles
+    bands: Bands
     metrics: dict[str, float]
 
 
 def calibrated(
     layout: Layout, choice: Choice, training: Sample, valid: Sample, levels: Levels
-) -> Bands:
-    """Bands, and the volatility that makes them sharpest on validation."""
+) -> Calibrated:
+    """Bands from training and validation windows, judged on validation where there is any."""
     seen = replace(layout, lookback=choice.lookback)
-    tried = calibrate.volatilities(layout.season, choice.lookback)
-    judged = Judged.of(valid, _chosen_mean(valid, seen, choice), seen, tried)
-    calibrating = judged
-    if calibrate.validation_is_short(training.data) or len(valid.series) < MIN_VALID_WINDOWS:
-        calibrating += Judged.of(training, out_of_fold(training, layout, choice), seen, tried)
-    judged = judged if len(valid.series) else calibrating
-    bands = [calibrating.band(i, levels) for i in range(len(tried))]
-    losses = [calibrating.loss(band, i, levels) for i, band in enumerate(bands)]
-    best = int(np.argmin(losses))
-    error = np.abs(judged.actual - judged.mean) / judged.scales[0][:, None]
-    metrics = {
-        "valid_loss": judged.loss(bands[best], best, levels),
-        "valid_mae": float(np.nanmean(error)),
-    }
-    return Bands(tried[best], bands[best], metrics)
+    signs = signs_of(layout.season, choice.lookback, layout.horizon)
+    judged = _scored(valid, _chosen_mean(valid, seen, choice), seen, signs)
+    crossed = _crossed(training, layout, choice, seen, signs)
+    calibrating = crossed + _as_dense(judged, crossed)
+    bands = fit_bands(calibrating, signs, levels, training.data.n_series)
+    shown = judged if len(judged) else crossed
+    loss = bands.loss(shown, levels)
+    return Calibrated(bands, {"valid_loss": loss, "valid_mae": float(np.nanmean(shown.error))})
+
+
+def _as_dense(windows: Scored, like: Scored) -> Scored:
+    """Some of the windows, so that a month counts as much as among the others."""
+    step = round(windows.per_step / like.per_step) if len(like) and len(windows) else 1
+    return windows.at(np.arange(len(windows)) % max(step, 1) == 0)
+
+
+def _crossed(
+    training: Sample, layout: Layout, choice: Choice, seen: Layout, signs: tuple[Sign, ...]
+) -> Scored:
+    few = _thinned(training, layout.season)
+    if len(choice.recipe.owners):
+        # Own maps borrow from all windows: of these, so that no fold is among what it borrows.
+        choice = replace(choice, total=moments_of(few, layout))
+    return _scored(few, out_of_fold(few, layout, choice), seen, signs)
+
+
+def _thinned(sample: Sample, season: int) -> Sample:
+    """At most MAX_CROSSED windows, of all phases of the season."""
+    step = -(-len(sample.series) // MAX_CROSSED)
+    while gcd(step, season) > 1:
+        step += 1
+    return sample.where(np.arange(len(sample.series)) % step == 0)
+
+
+def _scored(sample: Sample, mean: np.ndarray, layout: Layout, signs: tuple[Sign, ...]) -> Scored:
+    scale, shown = np.empty(len(mean)), np.empty((len(mean), len(signs)))
+    for part, windows, of_series, _ in sample.chunks(layout):
+        scale[part] = of_series
+        shown[part] = seen_signs(windows.y, of_series, signs)
+    actual = sample.actuals(layout.horizon)
+    return Scored(actual, mean, scale, shown, sample.series, sample.origins)
 
 
 def _chosen_mean(sample: Sample, layout: Layout, choice: Choice) -> np.ndarray:

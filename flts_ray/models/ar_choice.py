@@ -31,6 +31,7 @@ from flts_ray.models.ar_prior import (
     shrunk_fit,
 )
 from flts_ray.models.ar_settings import Settings
+from flts_ray.models.ar_sums import Sums, stride_of
 from flts_ray.models.ridge import Moments
 
 MIN_OWN_TRAIN, MIN_OWN_VALID = 200, 50
@@ -85,22 +86,38 @@ class Recipe:
         settings += [(False, one.penalty) for one in self.shrinkage[:1]]
         return [settings[pick] for pick in self.picks[0]]
 
-    def maps(self, training: Sample, dense: Sample, layout: Layout) -> list[LinearMap]:
-        """The same maps fitted on these windows, of which every owner has one at least.
+    def sums(self, training: Sample, dense: Sample, layout: Layout) -> Sums:
+        """Moments of these windows, from which `solved` makes the maps.
 
         dense: the windows for the long maps, which cost less each.
         """
-        sums, total = _sums(training, [int(row) for row in self.owners], layout)
-        total_long = self.long(dense, layout)
-        maps = [self.fit(0, total, total, total_long, total_long, layout)]
-        for slot, (row, mine) in enumerate(sums.items(), start=1):
-            mine_long = self.long(dense.of(row), layout)
-            maps.append(self.fit(slot, mine, total, mine_long, total_long, layout))
-        return maps
+        owners = [int(row) for row in self.owners]
+        mine = [_moments(training.of(row), layout) for row in owners]
+        whole = reduce(_plus, mine, _moments(training.without(owners), layout))
+        far = [self.long(dense, layout), *(self.long(dense.of(row), layout) for row in owners)]
+        strides = (
+            stride_of(training.series, training.origins),
+            stride_of(dense.series, dense.origins),
+        )
+        return Sums((whole, *mine), tuple(far) if self.reach else (), strides)
+
+    def solved(self, sums: Sums, layout: Layout, before: Sequence[LinearMap]) -> list[LinearMap]:
+        """The same maps fitted on the windows of these sums.
+
+        before: the maps so far, which stay where a series has no window any more.
+        """
+        far = sums.long or (None,) * len(sums.short)
+        total = sums.short[0]
+        return [
+            old
+            if mine is None or total is None
+            else self.fit(slot, mine, total, mine_long, far[0], layout)
+            for slot, (mine, mine_long, old) in enumerate(zip(sums.short, far, before, strict=True))
+        ]
 
     def long(self, sample: Sample, layout: Layout) -> Moments | None:
-        """A sample's moments for the long maps; None where none is used."""
-        return moments_of(sample, long_layout(layout, self.reach)) if self.reach else None
+        """A sample's moments for the long maps; None where none is used or there is no window."""
+        return _moments(sample, long_layout(layout, self.reach)) if self.reach else None
 
     def fit(
         self,
@@ -217,6 +234,14 @@ def _sums(
     sums = {row: moments_of(training.of(row), layout) for row in rows}
     others = [moments_of(rest, layout)] if len(rest.series) else []
     return sums, reduce(add, [*others, *sums.values()])
+
+
+def _moments(sample: Sample, layout: Layout) -> Moments | None:
+    return moments_of(sample, layout) if len(sample.series) else None
+
+
+def _plus(one: Moments | None, other: Moments | None) -> Moments | None:
+    return one if other is None else other if one is None else one + other
 
 
 def _own_maps(

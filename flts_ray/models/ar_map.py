@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from itertools import product
+from operator import add
 
 import numpy as np
 
@@ -24,12 +26,15 @@ from flts_ray.models.ar_features import (
     shared_features,
 )
 from flts_ray.models.ridge import Moments, solve
+from flts_ray.models.spread import Spread, in_turn, whole
 from flts_ray.prepare.arrays import SeriesArrays, Windows, actuals_at, windows_at
 
 BLOCK = 64
 """Rows of one product."""
 MAX_CELLS = 2**22
 """Bound of the step features that exist at a time (float64 entries)."""
+PART_WINDOWS, MAX_PARTS = 8192, 16
+"""Windows that one task sums at least, and most tasks of one sum: each hands over all of it."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +80,22 @@ def _in_blocks(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sample:
-    """Some windows of a set: series and origins, int64 [n], ordered by series."""
+    """Some windows of a set: series and origins, int64 [n], ordered by series; `spread`: what
+    sums them."""
 
     data: SeriesArrays
     series: np.ndarray
     origins: np.ndarray
+    spread: Spread = in_turn
 
     def of(self, row: int) -> Sample:
         """The windows of one series."""
         low, high = np.searchsorted(self.series, [row, row + 1])
-        return Sample(self.data, self.series[low:high], self.origins[low:high])
+        return replace(self, series=self.series[low:high], origins=self.origins[low:high])
 
     def where(self, kept: np.ndarray) -> Sample:
         """The windows where `kept` (bool [n]) is True."""
-        return Sample(self.data, self.series[kept], self.origins[kept])
+        return replace(self, series=self.series[kept], origins=self.origins[kept])
 
     def without(self, rows: Sequence[int]) -> Sample:
         """The windows of all series but these."""
@@ -116,21 +123,44 @@ def future_width(data: SeriesArrays, layout: Layout) -> int:
 
 
 def moments_of(sample: Sample, layout: Layout) -> Moments:
-    """Sums over all windows of a sample that is not empty."""
-    found: Moments | None = None
-    stats = sample.data.stats
-    for part, windows, scale, future in sample.chunks(layout):
-        series = sample.series[part]
-        values = deviations(windows.y) / scale[:, None]
-        at = (sample.data.offsets[series] + sample.origins[part])[:, None]
-        y = sample.data.y[at + np.arange(layout.horizon)]
-        y = np.clip(y, stats.clip_lo[series, None], stats.clip_hi[series, None])
-        step = np.concatenate([seasonal_features(values, layout), future], axis=2)
-        target = (y - windows.y[:, -1:]) / scale[:, None]
-        more = Moments.of(shared_features(values, layout), step, target)
-        found = more if found is None else found + more
-    assert found is not None  # callers pass samples with windows
-    return found
+    """Sums over all windows of a sample that is not empty: one map-reduce.
+
+    Parts and their order follow from the sample alone, so the sums are the same wherever its
+    `spread` runs them. Raises FltsError where a part failed.
+    """
+    n = len(sample.series)
+    size = max(PART_WINDOWS, -(-n // MAX_PARTS))
+    rows = [slice(start, start + size) for start in range(0, n, size)]
+    parts = [(sample.series[one], sample.origins[one]) for one in rows]
+    costs = [float(len(series)) for series, _ in parts]
+    found = sample.spread(partial(part_moments, layout=layout), sample.data, parts, costs)
+    return reduce(add, whole(found))
+
+
+def part_moments(
+    data: SeriesArrays, part: tuple[np.ndarray, np.ndarray], layout: Layout
+) -> Moments:
+    """Sums over some windows of a set, one at least; part: their series and origins."""
+    sample = Sample(data, *part)
+    return reduce(add, (_chunk_moments(sample, *chunk, layout) for chunk in sample.chunks(layout)))
+
+
+def _chunk_moments(
+    sample: Sample,
+    part: slice,
+    windows: Windows,
+    scale: np.ndarray,
+    future: np.ndarray,
+    layout: Layout,
+) -> Moments:
+    stats, series = sample.data.stats, sample.series[part]
+    values = deviations(windows.y) / scale[:, None]
+    at = (sample.data.offsets[series] + sample.origins[part])[:, None]
+    y = sample.data.y[at + np.arange(layout.horizon)]
+    y = np.clip(y, stats.clip_lo[series, None], stats.clip_hi[series, None])
+    step = np.concatenate([seasonal_features(values, layout), future], axis=2)
+    target = (y - windows.y[:, -1:]) / scale[:, None]
+    return Moments.of(shared_features(values, layout), step, target)
 
 
 def maps_from(

@@ -13,8 +13,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import numpy as np
@@ -32,6 +33,20 @@ MAX_BYTES = {MANIFEST: 2**16, MODEL: 2**28, ARRAYS: 2**34}
 """Larger files are refused before they are read."""
 STATS = ("mean", "std", "scale", "clip_lo", "clip_hi")
 RESTORE = "restore the folder from the registry, or train again"
+
+
+class Restores(Protocol):
+    """What rebuilds fitted models from a state, and need not be able to do more."""
+
+    def restore(
+        self,
+        spec: ModelSpec,
+        stats: SeriesStats,
+        values: dict[str, Any],
+        arrays: dict[str, np.ndarray],
+    ) -> Fitted:
+        """See `Restorer.restore`."""
+        ...
 
 
 def save(fitted: Fitted, folder: Path) -> str:
@@ -57,9 +72,10 @@ def save(fitted: Fitted, folder: Path) -> str:
     return hashlib.sha256(manifest).hexdigest()
 
 
-def load(folder: Path) -> Fitted:
+def load(folder: Path, restorer_of: Callable[[str], Restores] = restorer) -> Fitted:
     """Read a fitted model after checking every byte of it.
 
+    `restorer_of` gives what rebuilds models of a kind; it raises ConfigError for an unknown one.
     Raises ArtifactError naming the file for anything changed, missing, added, too large or of a
     newer format, and for a model kind this version does not know.
     """
@@ -68,7 +84,7 @@ def load(folder: Path) -> Fitted:
     if raw.get("format") != FORMAT:
         raise _refused(Path(folder) / MODEL, f"unknown format version {raw.get('format')!r}")
     try:
-        model = restorer(str(raw.get("kind")))
+        model = restorer_of(str(raw.get("kind")))
     except ConfigError as error:
         raise _refused(Path(folder) / MODEL, str(error)) from None
     stats, state = _unpack(files[ARRAYS], Path(folder) / ARRAYS)

@@ -19,8 +19,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from flts_ray.errors import ConfigError, DataError
+from flts_ray.models.spread import Spread, in_turn
 from flts_ray.panel import Contract
 from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows
+from flts_ray.prepare.covariates import check_ahead
 
 KINDS: dict[str, str] = {
     "seasonal_naive": "flts_ray.models.seasonal_naive:SeasonalNaive",
@@ -43,11 +45,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Compute:
-    """What one fit may use. `threads` of this process; `device` as torch names it."""
+    """What one fit may use. `threads` of this process; `device` as torch names it; `spread` runs
+    parts of a fit elsewhere, None runs them in this process."""
 
     threads: int = 1
     device: str = "cpu"
     seed: int = 0
+    spread: Spread | None = None
+
+    @property
+    def over_parts(self) -> Spread:
+        """What runs a function on many parts."""
+        return self.spread or in_turn
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,25 @@ class Restorer(Protocol):
         ...
 
 
-class Forecaster(Restorer, Protocol):
+class Updater(Protocol):
+    """Goes on with fitted models of one kind."""
+
+    def update(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> Fitted:
+        """Go on from where `fitted` stopped, with rows that came since, and with new series.
+
+        data: a set of the same contract with more rows; spans may lie elsewhere. Learns from the
+        rows between what the model has seen of a series and the test span, which is not read;
+        windows are built for those rows alone, so the cost does not grow with the history.
+        Settings and the scale of known series stay; bands follow the new windows, each scored
+        before it is learned from. A model that takes any series knows the new ones afterwards.
+        Deterministic; `fitted` is not changed, and is returned itself where nothing is new.
+        Raises DataError for a set of another contract and for a model that does not tell how far
+        it has seen.
+        """
+        ...
+
+
+class Forecaster(Restorer, Updater, Protocol):
     """Fits one kind of model.
 
     `defaults` names every parameter with its default value; an unknown parameter is a
@@ -197,9 +224,30 @@ def restorer(kind: str) -> Restorer:
     return made
 
 
+def updater(kind: str) -> Updater:
+    """What updates a model of any kind. Raises ConfigError with a suggestion."""
+    if kind not in COMPOSITES:
+        return forecaster(kind)
+    made: Updater = _made(COMPOSITES[kind])
+    return made
+
+
 def _made(place: str) -> Any:
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)()
+
+
+def check_windows(spec: ModelSpec, windows: Windows) -> None:
+    """Raise DataError unless the windows reach back far enough, ask for the task's horizon and
+    hold what must be known of it."""
+    horizon = spec.task.horizon
+    if windows.lookback < spec.lookback or windows.horizon != horizon:
+        raise DataError(
+            f"{spec.kind} needs {spec.lookback} past steps and forecasts {horizon}; "
+            f"the windows have {windows.lookback} and ask for {windows.horizon}",
+            field="history",
+        )
+    check_ahead(windows)
 
 
 def check_same_set(fitted: Fitted, data: SeriesArrays) -> None:

@@ -13,7 +13,7 @@ weights does so on forecasts of models that have not seen what they are judged o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,9 +21,22 @@ import numpy as np
 
 from flts_ray.errors import ArtifactError, ConfigError, DataError
 from flts_ray.models import calibrate
-from flts_ray.models.artifact import pop_stats, spec_from_json, spec_to_json, stats_arrays
-from flts_ray.models.base import Fitted, Forecast, ModelSpec, forecaster
-from flts_ray.prepare.arrays import SeriesStats, Windows
+from flts_ray.models.artifact import (
+    Restores,
+    pop_stats,
+    spec_from_json,
+    spec_to_json,
+    stats_arrays,
+)
+from flts_ray.models.base import Compute, Fitted, Forecast, ModelSpec, forecaster
+from flts_ray.models.blend_update import (
+    grown_stats,
+    row_of_new,
+    shared_memory,
+    updated_members,
+)
+from flts_ray.models.memory import Memory
+from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows
 
 KIND = "blend"
 TABLE = ("weights", "mean_weights", "row_of_series", "shifts", "shift_of_row", "shift_owner")
@@ -69,6 +82,20 @@ class WeightTable:
         """The larger of a member's two weights, zero where it is not asked: float64 [R, M]."""
         return np.maximum(self.weights, self.mean_weights)
 
+    def with_new(self, count: int, bound: np.ndarray) -> WeightTable:
+        """With `count` more series, served as new ones are: by row 0 without `bound` members."""
+        if not (count and (self.share[0] * bound).any()):
+            row = np.zeros(count, np.int64)
+            return replace(self, row_of_series=np.append(self.row_of_series, row))
+        level, centre = (row_of_new(table[0], bound) for table in (self.weights, self.mean_weights))
+        return replace(
+            self,
+            weights=np.vstack([self.weights, level]),
+            mean_weights=np.vstack([self.mean_weights, centre]),
+            row_of_series=np.append(self.row_of_series, np.full(count, len(self.weights))),
+            shift_of_row=np.append(self.shift_of_row, self.shift_of_row[0]),
+        )
+
     def rows_for(self, known: np.ndarray) -> np.ndarray:
         """Rows of series by their position in the statistics, -1 for one never seen: int64 [n]."""
         return np.where(known >= 0, self.row_of_series[known], 0)
@@ -112,6 +139,11 @@ class Blend:
                 quantiles[at] += level[at, number, None, None] * found.quantiles
         shifted = self._shifted(quantiles, windows, rows)
         return Forecast(windows.ids, windows.origin_us, task.levels, mean, shifted)
+
+    @property
+    def memory(self) -> Memory | None:
+        """What its members have seen together; it keeps no scores of its own."""
+        return shared_memory(self.stats, self.members)
 
     def weights_of(self, series: str) -> dict[str, float]:
         """Members with weight in the quantiles of a series, by name; of a new one too."""
@@ -166,8 +198,11 @@ class Blend:
         return {"members": listed}, arrays
 
 
+@dataclass(frozen=True)
 class Blends:
-    """Rebuilds stored blends."""
+    """Rebuilds stored blends and updates them; `member` gives what rebuilds members of a kind."""
+
+    member: Callable[[str], Restores] = forecaster
 
     def restore(
         self,
@@ -179,9 +214,22 @@ class Blends:
         """See `Restorer.restore`. Raises ArtifactError where the parts do not fit together."""
         table = WeightTable(*(arrays[name] for name in TABLE))
         listed = values["members"]
-        members = tuple(_member(raw, number, stats, arrays) for number, raw in enumerate(listed))
+        members = tuple(
+            _member(self.member, raw, number, stats, arrays) for number, raw in enumerate(listed)
+        )
         names = tuple(str(raw["name"]) for raw in listed)
         return checked(Blend(spec, stats, names, members, table))
+
+    def update(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> Blend:
+        """The same weights over updated members; see `Updater.update`."""
+        assert isinstance(fitted, Blend)
+        stats = grown_stats(fitted, data)
+        if stats is None:
+            return fitted
+        members = updated_members(fitted.members, data, compute)
+        bound = np.array([member.spec.needs_known_series for member in members])
+        table = fitted.table.with_new(len(stats.ids) - len(fitted.stats.ids), bound)
+        return checked(replace(fitted, stats=stats, members=members, table=table))
 
 
 def blend_of(
@@ -263,14 +311,18 @@ def _proper(*tables: np.ndarray) -> bool:
 
 
 def _member(
-    raw: dict[str, Any], number: int, stats: SeriesStats, arrays: dict[str, np.ndarray]
+    restorer: Callable[[str], Restores],
+    raw: dict[str, Any],
+    number: int,
+    stats: SeriesStats,
+    arrays: dict[str, np.ndarray],
 ) -> Fitted:
     prefix = f"member{number}."
     held = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
     own = pop_stats(held) if raw["stats"] else stats
     spec = spec_from_json(raw["spec"])
     try:
-        model = forecaster(spec.kind)
+        model = restorer(spec.kind)
     except ConfigError as error:
         raise _refused(str(error)) from None
     state = {key.removeprefix("state."): array for key, array in held.items()}

@@ -1,4 +1,4 @@
-"""Quantiles that cover what they promise: conformal calibration on the validation span.
+"""Quantiles that cover what they promise: conformal calibration on windows not fitted on.
 
 Design choices: one rule for every model, the level-q order statistic of scaled validation scores
 with the finite-sample correction of split conformal prediction (Vovk et al. 2005; Lei et al.
@@ -24,12 +24,12 @@ MIN_SUPPORT = 200
 """Scores that should stand behind the quantiles of one step."""
 MIN_OWN_WINDOWS = 500
 """Windows a series needs for a table of its own."""
+MIN_OWN_APART = 400
+"""How many of them must not overlap: the others say the same again."""
 MAX_TABLE_ENTRIES = 2**22
 """Bound of all tables of single series together (float64 entries)."""
 MAX_SCORES = 2**23
 """Bound of the window-step pairs that one calibration holds in memory."""
-SHORT_SEASONS = 14
-"""With fewer seasons of validation, chance decides what it looks like."""
 CHUNK = 4096
 """Most windows built at a time."""
 
@@ -57,12 +57,6 @@ def sample_origins(
         kept = np.linspace(0, len(series) - 1, max_windows).round().astype(np.int64)
         series, origins = series[kept], origins[kept]
     return series, origins
-
-
-def validation_is_short(data: SeriesArrays) -> bool:
-    """True where half of the series have under SHORT_SEASONS seasons of validation."""
-    steps = float(np.median(data.valid_end - data.train_end))
-    return steps < SHORT_SEASONS * data.contract.season
 
 
 def check_lookback(windows: Windows, lookback: int) -> None:
@@ -118,41 +112,6 @@ def _window_scale(y: np.ndarray, season: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Volatility:
-    """The mean absolute difference of steps `lag` apart over the last `steps` steps.
-
-    `power` says how far a band follows it: 0 not at all, 1 fully.
-    """
-
-    lag: int
-    steps: int
-    power: float
-
-
-def volatilities(season: int, lookback: int) -> list[Volatility]:
-    """What is worth trying, the plain scale first: the last hours of a day, and a week against
-    the one before, where the lookback holds them."""
-    tried = [(1, max(1, min(max(12, season // 8), lookback - 1)))]
-    tried += [(season, 7 * season)] if season > 1 and 8 * season <= lookback else []
-    found = [Volatility(lag, steps, power) for lag, steps in tried for power in (0.5, 1.0)]
-    return [Volatility(1, 1, 0.0), *found]
-
-
-def local_scale(windows: Windows, scale: np.ndarray, volatility: Volatility) -> np.ndarray:
-    """`scale` moved towards the volatility of the last steps: float64 [n].
-
-    Quiet and wild windows count as at most 20 times quieter or wilder, so that a flat stretch
-    does not close the band.
-    """
-    lag = volatility.lag
-    if volatility.power == 0.0 or windows.lookback <= lag:
-        return scale
-    y = windows.y[:, -(volatility.steps + lag) :]
-    recent = np.abs(y[:, lag:] - y[:, :-lag]).mean(axis=1)
-    return scale * np.clip(recent / scale, 0.05, 20.0) ** volatility.power
-
-
-@dataclass(frozen=True)
 class ResidualQuantiles:
     """Bands around a point forecast, in scaled units.
 
@@ -192,36 +151,63 @@ def residual_quantiles(
     scale: np.ndarray,
     rows: np.ndarray,
     levels: Sequence[float],
+    weight: float = 1.0,
 ) -> ResidualQuantiles:
     """Bands of a point forecast from what it missed on windows it was not fitted on.
 
     actual: [n, H], NaN is ignored; mean: [n, H]; scale: [n]; all in the input's units.
-    rows: [n] from `known_rows`. Split conformal prediction (Vovk, Gammerman & Shafer 2005;
-    Lei et al. 2018), one-sided for each level.
+    rows: [n] from `known_rows`; weight: of `share_apart`. Split conformal prediction (Vovk,
+    Gammerman & Shafer 2005; Lei et al. 2018), one-sided for each level.
     """
     scores = ((actual - mean) / scale[:, None])[..., None]
     size = mean.shape[1] * len(levels)
     owners, counts = np.unique(rows, return_counts=True)
-    owners = owners[(counts >= MIN_OWN_WINDOWS) & (owners >= 0)][: MAX_TABLE_ENTRIES // size]
-    own = [_conformal_offsets(scores[rows == row], levels) for row in owners]
+    enough = (counts >= MIN_OWN_WINDOWS) & (counts * weight >= MIN_OWN_APART)
+    owners = owners[enough & (owners >= 0)][: MAX_TABLE_ENTRIES // size]
+    own = [_conformal_offsets(scores[rows == row], levels, weight) for row in owners]
     return ResidualQuantiles(
-        pooled=_conformal_offsets(scores, levels),
+        pooled=_conformal_offsets(scores, levels, weight),
         own=np.stack(own) if own else np.zeros((0, mean.shape[1], len(levels))),
         owners=owners.astype(np.int64),
     )
 
 
+def share_apart(series: np.ndarray, origins: np.ndarray, horizon: int) -> float:
+    """Windows whose targets do not overlap, for each of these: within (0, 1].
+
+    series, origins: int64 [n], in any order.
+    """
+    count, steps = covered_steps(series, origins)
+    free = np.minimum((steps + horizon - 1) / horizon, count)
+    return float(free.sum() / len(series)) if len(series) else 1.0
+
+
+def covered_steps(series: np.ndarray, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of each series that has any, and the steps from its first origin to its last."""
+    _, row, count = np.unique(series, return_inverse=True, return_counts=True)
+    first = np.full(len(count), np.iinfo(np.int64).max)
+    last = np.full(len(count), -1)
+    np.minimum.at(first, row, origins)
+    np.maximum.at(last, row, origins)
+    return count, last - first + 1
+
+
 def fit_shift(
-    actual: np.ndarray, quantiles: np.ndarray, scale: np.ndarray, levels: Sequence[float]
+    actual: np.ndarray,
+    quantiles: np.ndarray,
+    scale: np.ndarray,
+    levels: Sequence[float],
+    weight: float = 1.0,
 ) -> np.ndarray:
     """Additive correction of each step and level, in scaled units: float64 [H, Q].
 
     actual: [n, H], NaN is ignored; quantiles: [n, H, Q]; scale: [n]; all in the input's units,
-    of windows the model was not fitted on. Conformalised quantile regression (Romano, Patterson
-    & Candès 2019), one-sided for each level. Without any actual the correction is zero.
+    of windows the model was not fitted on; weight: of `share_apart`. Conformalised quantile
+    regression (Romano, Patterson & Candès 2019), one-sided for each level. Without any actual
+    the correction is zero.
     """
     scores = (actual[..., None] - quantiles) / scale[:, None, None]
-    return _conformal_offsets(scores, levels)
+    return _conformal_offsets(scores, levels, weight)
 
 
 def apply_shift(quantiles: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -240,8 +226,13 @@ def scaled_pinball(
     return float(loss[np.isfinite(loss)].mean()) if np.isfinite(loss).any() else 0.0
 
 
-def _conformal_offsets(scores: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-    """Order statistics of scores [n, H, 1 or Q] for each step and level: float64 [H, Q]."""
+def _conformal_offsets(
+    scores: np.ndarray, levels: Sequence[float], weight: float = 1.0
+) -> np.ndarray:
+    """Order statistics of scores [n, H, 1 or Q] for each step and level: float64 [H, Q].
+
+    weight: windows that do not overlap, for each of the n; up to an earlier step more do not.
+    """
     steps, columns = scores.shape[1:]
     found = np.zeros((steps, len(levels)))
     support = np.isfinite(scores[..., 0]).sum(axis=0)
@@ -249,7 +240,8 @@ def _conformal_offsets(scores: np.ndarray, levels: Sequence[float]) -> np.ndarra
         pool = scores[:, max(0, step - width) : step + width + 1].reshape(-1, columns)
         pool = np.sort(pool[np.isfinite(pool).all(axis=1)], axis=0)
         if len(pool):
-            found[step] = _order_statistics(pool, np.asarray(levels))
+            apart = min(1.0, weight * steps / (step + 1))
+            found[step] = _order_statistics(pool, np.asarray(levels), apart)
     return found
 
 
@@ -268,12 +260,18 @@ def _band_widths(support: np.ndarray) -> np.ndarray:
     return widths
 
 
-def _order_statistics(ordered: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Conservative ranks floor and ceil of (m + 1) q, outwards from the median: [Q]."""
-    rank = np.round((len(ordered) + 1) * levels, 9)
+def _order_statistics(ordered: np.ndarray, levels: np.ndarray, weight: float) -> np.ndarray:
+    """Conservative ranks outwards from the median: [Q].
+
+    Of m exchangeable scores they are floor and ceil of (m + 1) q. Where windows overlap, the
+    correction is that of the fewer scores that do not: errors of forecasts h steps ahead go
+    together over h steps (Hansen & Hodrick 1980).
+    """
+    top = len(ordered)
+    outwards = top * (levels - 0.5) * (1 + 1 / (top * weight))
+    rank = np.round((top + 1) / 2 + outwards, 9)
     low = np.where(levels <= 0.5, np.floor(rank), np.ceil(rank)).astype(np.int64)
     high = np.where(levels < 0.5, np.floor(rank), np.ceil(rank)).astype(np.int64)
     column = np.arange(len(levels)) if ordered.shape[1] == len(levels) else 0
-    top = len(ordered)
     below, above = (ordered[np.clip(k, 1, top) - 1, column] for k in (low, high))
     return np.asarray((below + above) / 2)

@@ -9,6 +9,7 @@ stored, so a fit may be stopped at any time. Architecture: `recurrent_net`; trai
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,15 @@ from flts_ray.models.base import (
     check_same_set,
     resolve_params,
 )
+from flts_ray.models.memory import split_memory
+from flts_ray.models.news import news_of
 from flts_ray.models.recurrent_fit import Job, fit_global, fit_stack, refit_global, refit_stack
 from flts_ray.models.recurrent_fitted import FittedRecurrent, restored
 from flts_ray.models.recurrent_fitted_stack import FittedStack, restored_stack
 from flts_ray.models.recurrent_settings import Settings, geometry, no_window, settings_of
+from flts_ray.models.recurrent_update import updated
 from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, origins_in, widened
+from flts_ray.prepare.covariates import check_future
 
 
 class _Recurrent:
@@ -49,6 +54,7 @@ class _Recurrent:
         settings = settings_of(self.kind, resolve_params(self, params))
         if 0.5 not in task.levels:
             raise ConfigError(f"task.quantiles: {self.kind} needs the median; add 0.5")
+        check_future(data)
         lookback, segment = geometry(self.kind, settings, data, task.horizon)
         origins = origins_in(data, "train", lookback, task.horizon)
         if not len(origins[0]):
@@ -77,6 +83,17 @@ class _Recurrent:
             return refit_stack(fitted, job)
         return refit_global(fitted, job)
 
+    def update(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> Fitted:
+        """Train for a little longer, on new windows among recent ones; see `Updater.update`.
+
+        The linear map stays. With a network for every series, a new series starts as all did.
+        """
+        assert isinstance(fitted, FittedRecurrent | FittedStack)
+        news = news_of(fitted, data)
+        if news is None:
+            return fitted
+        return updated(fitted, news, settings_of(self.kind, fitted.spec.params), compute)
+
     def restore(
         self,
         spec: ModelSpec,
@@ -85,8 +102,10 @@ class _Recurrent:
         arrays: dict[str, np.ndarray],
     ) -> Fitted:
         """Rebuild a fitted model. Raises ArtifactError for any name, shape or type off."""
-        restore = restored_stack if values.get("series") else restored
-        return restore(spec, stats, values, arrays)
+        arrays, memory = split_memory(arrays, stats, spec.task)
+        if values.get("series"):
+            return replace(restored_stack(spec, stats, values, arrays), memory=memory)
+        return replace(restored(spec, stats, values, arrays), memory=memory)
 
 
 class GRU(_Recurrent):

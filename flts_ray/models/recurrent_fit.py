@@ -17,10 +17,19 @@ import torch
 
 from flts_ray.errors import ConfigError
 from flts_ray.models.base import Compute, ModelSpec, Progress
+from flts_ray.models.memory import Memory
+from flts_ray.models.recurrent_columns import ColumnScaling
 from flts_ray.models.recurrent_fitted import FittedRecurrent
 from flts_ray.models.recurrent_fitted_stack import FittedStack, start_of
-from flts_ray.models.recurrent_inputs import ColumnScaling, fit_columns, training_rows
-from flts_ray.models.recurrent_judge import held_out, joined, quantiles_of, shift_of, valid_loss
+from flts_ray.models.recurrent_inputs import fit_columns, training_rows
+from flts_ray.models.recurrent_judge import (
+    apart_in,
+    held_out,
+    joined,
+    quantiles_of,
+    shift_of,
+    valid_loss,
+)
 from flts_ray.models.recurrent_linear import fit_linear, refit_linear
 from flts_ray.models.recurrent_net import SegmentNet, Shape
 from flts_ray.models.recurrent_per_series import held_windows, train_stack
@@ -55,11 +64,13 @@ def fit_global(job: Job) -> Iterator[Progress]:
     data, settings, compute = job.data, job.settings, job.compute
     scaling, shape, windows = _start(job)
     validation = held_out(data, "validation", windows)
+    apart = apart_in(data, "validation", shape)
     judging = validation or held_out(data, "train", windows)
     levels = torch.tensor(shape.levels, dtype=torch.float64, device=windows.y.device)
     net = _fresh(shape, compute.seed).to(windows.y.device)
     ridge = fit_linear(net, windows, job.origins, validation, data.contract.season)
     best, best_loss, best_epoch = None, math.inf, 0
+    memory = Memory.of(data, job.spec.task)
     epochs = train(net, windows, job.origins, _schedule(settings, compute.seed))
     for epoch, (train_loss, trained) in enumerate(epochs, start=1):
         quantiles = quantiles_of(trained, judging)
@@ -67,9 +78,16 @@ def fit_global(job: Job) -> Iterator[Progress]:
         if best is None or loss < best_loss:
             shift = np.zeros((shape.horizon, len(shape.levels)), dtype=np.float32)
             if validation:
-                shift = shift_of(quantiles, joined(validation), shape)
+                shift = shift_of(quantiles, joined(validation), shape, apart)
             best = FittedRecurrent(
-                job.spec, data.stats, _stored(trained), scaling, shift, settings.centre, ridge
+                job.spec,
+                data.stats,
+                _stored(trained),
+                scaling,
+                shift,
+                settings.centre,
+                ridge,
+                memory,
             )
             best_loss, best_epoch = loss, epoch
         yield Progress(epoch, {"train_loss": train_loss, "valid_loss": loss}, best)
@@ -87,11 +105,20 @@ def fit_stack(job: Job) -> Iterator[Progress]:
     net = _fresh(shape, compute.seed, by_hand=True).to(windows.y.device)
     validation = held_out(data, "validation", windows)
     ridge = fit_linear(net, windows, job.origins, validation, data.contract.season)
-    linear = net.linear.detach().cpu()
+    linear, memory = net.linear.detach().cpu(), Memory.of(data, job.spec.task)
     stack, held = Stack(net), held_windows(data, windows)
     initial = start_of(net).repeat(data.n_series + 1, 1)
     schedule = _schedule(settings, compute.seed)
-    epochs = train_stack(stack, initial, windows, job.origins, held, schedule, settings.patience)
+    epochs = train_stack(
+        stack,
+        initial,
+        windows,
+        job.origins,
+        held,
+        schedule,
+        settings.patience,
+        compute.threads,
+    )
     for number, epoch in enumerate(epochs, start=1):
         shift = np.zeros((shape.horizon, len(shape.levels)), dtype=np.float32)
         if epoch.windows is not None:
@@ -102,55 +129,75 @@ def fit_stack(job: Job) -> Iterator[Progress]:
         yield Progress(
             number,
             metrics,
-            FittedStack(job.spec, stats, shape, weights, linear, scaling, shift, centre, ridge),
+            FittedStack(
+                job.spec, stats, shape, weights, linear, scaling, shift, centre, ridge, memory
+            ),
         )
 
 
-def refit_global(fitted: FittedRecurrent, job: Job) -> FittedRecurrent:
-    """Go on training on the windows of the job."""
+def refit_global(
+    fitted: FittedRecurrent, job: Job, warm_epochs: int | None = None
+) -> FittedRecurrent:
+    """Go on training on the windows of the job.
+
+    warm_epochs: so many in place of `refit_epochs`, and the linear map stays as it is.
+    """
     settings, compute, shape = job.settings, job.compute, fitted.net.shape
     windows = _windows(fitted.scaling, shape, job)
     net = _copied(fitted.net).to(windows.y.device)
-    refit_linear(net, windows, job.origins, fitted.ridge, job.data.contract.season)
-    *_, (_, trained) = train(net, windows, job.origins, _again(settings, compute.seed))
+    if warm_epochs is None:
+        refit_linear(net, windows, job.origins, fitted.ridge, job.data.contract.season)
+    again = _again(settings, compute.seed, warm_epochs)
+    *_, (_, trained) = train(net, windows, job.origins, again)
     return replace(fitted, net=_stored(trained))
 
 
-def refit_stack(fitted: FittedStack, job: Job) -> FittedStack:
-    """Go on training every network on the windows of the job."""
+def refit_stack(fitted: FittedStack, job: Job, warm_epochs: int | None = None) -> FittedStack:
+    """Go on training every network on the windows of the job; see `refit_global`."""
     settings, compute, shape = job.settings, job.compute, fitted.shape
     windows = _windows(fitted.scaling, shape, job)
     device = windows.y.device
     net = _fresh(shape, 0, by_hand=True).to(device)
-    refit_linear(net, windows, job.origins, fitted.ridge, job.data.contract.season)
+    net.linear.data.copy_(fitted.linear)
+    if warm_epochs is None:
+        refit_linear(net, windows, job.origins, fitted.ridge, job.data.contract.season)
+    again = _again(settings, compute.seed, warm_epochs)
     *_, last = train_stack(
         Stack(net),
         fitted.weights.to(device),
         windows,
         job.origins,
         None,
-        _again(settings, compute.seed),
-        settings.refit_epochs,
+        again,
+        again.epochs,
+        compute.threads,
     )
     return replace(fitted, weights=last.weights.cpu(), linear=net.linear.detach().cpu())
 
 
 def _start(job: Job) -> _Start:
     rows = training_rows(job.data)
-    scaling = fit_columns(job.data, rows, job.spec.lookback)
+    settings = job.settings
+    # In a network of one series a label would be a constant.
+    labels = settings.group == "global"
+    scaling = fit_columns(
+        job.data, rows, job.spec.lookback, labels, settings.known_future, settings.past
+    )
     marked = not job.data.observed[rows].all()
     shape = _shape(job.spec, job.settings, scaling, marked)
     return _Start(scaling, shape, _windows(scaling, shape, job))
 
 
 def _windows(scaling: ColumnScaling, shape: Shape, job: Job) -> WindowSet:
-    torch.set_num_threads(job.compute.threads)
+    # Blocks of small networks run side by side; threads within one product would only wait.
+    torch.set_num_threads(1 if job.settings.group == "per_series" else job.compute.threads)
     return window_set(job.data, scaling, shape, job.settings.centre, _device(job.compute.device))
 
 
-def _again(settings: Settings, seed: int) -> Schedule:
+def _again(settings: Settings, seed: int, warm_epochs: int | None) -> Schedule:
     schedule = _schedule(settings, seed)
-    return replace(schedule, epochs=settings.refit_epochs, lr=REFIT_RATE * schedule.lr)
+    epochs = settings.refit_epochs if warm_epochs is None else warm_epochs
+    return replace(schedule, epochs=epochs, lr=REFIT_RATE * schedule.lr)
 
 
 def _shape(spec: ModelSpec, settings: Settings, scaling: ColumnScaling, marked: bool) -> Shape:
@@ -163,9 +210,10 @@ def _shape(spec: ModelSpec, settings: Settings, scaling: ColumnScaling, marked: 
         horizon=spec.task.horizon,
         levels=tuple(spec.task.levels),
         marked=int(marked),
-        seen=len(contract.past) + len(scaling.events),
+        seen=(len(contract.past) if scaling.with_past else 0) + len(scaling.events),
         ahead=len(scaling.cycles) + len(scaling.events),
         static=len(contract.static),
+        categories=scaling.categories,
         hidden=settings.hidden,
         layers=settings.layers,
         dropout=settings.dropout,
@@ -182,7 +230,10 @@ def _device(asked: str) -> str:
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {asked!r}: this machine offers no CUDA device; use cpu or auto")
+        raise ConfigError(
+            f"tune.device {asked!r}: torch sees no CUDA device here; use cpu or auto, or give "
+            "each trial one with tune.gpus_per_trial"
+        )
     return asked
 
 

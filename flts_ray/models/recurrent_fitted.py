@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from flts_ray.models.base import Forecast, ModelSpec
-from flts_ray.models.calibrate import apply_shift
-from flts_ray.models.recurrent_fitted_stack import check_windows
-from flts_ray.models.recurrent_inputs import ColumnScaling, predict, prepared
+from flts_ray.models.memory import Memory
+from flts_ray.models.memory import stored as stored_memory
+from flts_ray.models.recurrent_columns import ColumnScaling
+from flts_ray.models.recurrent_inputs import predict, prepared
 from flts_ray.models.recurrent_linear import Shrinkage
 from flts_ray.models.recurrent_net import SegmentNet
+from flts_ray.models.recurrent_readings import forecast_of, windows_for
 from flts_ray.models.recurrent_stored import (
     check_arrays,
     columns_of,
@@ -46,26 +48,21 @@ class FittedRecurrent:
     shift: np.ndarray
     centre: str
     ridge: Shrinkage
+    memory: Memory | None = None
 
     def forecast(self, windows: Windows) -> Forecast:
         """Forecast windows of any series. Raises DataError for a wrong lookback or horizon."""
-        check_windows(self.spec, windows)
-        task, lookback = self.spec.task, self.spec.lookback
-        chunks = prepared(windows, lookback, self.scaling, self.centre)
+        windows = windows_for(self.spec, windows)
+        chunks = prepared(windows, self.spec.lookback, self.scaling, self.centre)
         found = predict(self.net, chunks)
-        return Forecast(
-            ids=windows.ids,
-            origin_us=windows.origin_us,
-            levels=task.levels,
-            mean=found.mean,
-            quantiles=apply_shift(found.quantiles, self.shift.astype(np.float64), found.scale),
-        )
+        return forecast_of(self.spec, windows, found, self.shift)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Shape of the network; weights, column scaling and calibration as float32 arrays."""
         weights = {f"net.{n}": w.float().numpy() for n, w in self.net.state_dict().items()}
         values = values_of(self.net.shape, self.scaling, self.centre, self.ridge, series=0)
-        return values, {**weights, **columns_of(self.scaling), "shift": self.shift}
+        arrays = {**weights, **columns_of(self.scaling), "shift": self.shift}
+        return values, {**arrays, **stored_memory(self.memory)}
 
 
 def restored(

@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from flts_ray.errors import DataError
 from flts_ray.models.base import Forecast, ModelSpec
-from flts_ray.models.calibrate import apply_shift, known_rows
-from flts_ray.models.recurrent_inputs import ColumnScaling, Prediction, denormalised, inputs_of
+from flts_ray.models.calibrate import known_rows
+from flts_ray.models.memory import Memory
+from flts_ray.models.memory import stored as stored_memory
+from flts_ray.models.recurrent_columns import ColumnScaling
+from flts_ray.models.recurrent_inputs import denormalised, inputs_of
 from flts_ray.models.recurrent_linear import Shrinkage
 from flts_ray.models.recurrent_net import Inputs, SegmentNet, Shape, WindowScale
+from flts_ray.models.recurrent_readings import Prediction, forecast_of, windows_for
 from flts_ray.models.recurrent_stack import Stack
 from flts_ray.models.recurrent_stored import (
     check_arrays,
@@ -56,18 +59,13 @@ class FittedStack:
     shift: np.ndarray
     centre: str
     ridge: Shrinkage
+    memory: Memory | None = None
 
     def forecast(self, windows: Windows) -> Forecast:
         """Forecast windows of any series. Raises DataError for a wrong lookback or horizon."""
-        check_windows(self.spec, windows)
-        found = self._predicted(windows.last(self.spec.lookback))
-        return Forecast(
-            ids=windows.ids,
-            origin_us=windows.origin_us,
-            levels=self.spec.task.levels,
-            mean=found.mean,
-            quantiles=apply_shift(found.quantiles, self.shift.astype(np.float64), found.scale),
-        )
+        windows = windows_for(self.spec, windows)
+        found = self._predicted(windows)
+        return forecast_of(self.spec, windows, found, self.shift)
 
     def _predicted(self, windows: Windows) -> Prediction:
         n, shape = len(windows), self.shape
@@ -103,7 +101,7 @@ class FittedStack:
         weights = {f"net.{name}": w.contiguous().numpy() for name, w in views.items()}
         values = values_of(self.shape, self.scaling, self.centre, self.ridge, len(self.stats.ids))
         arrays = {**weights, "net.linear": self.linear.numpy(), "shift": self.shift}
-        return values, {**arrays, **columns_of(self.scaling)}
+        return values, {**arrays, **columns_of(self.scaling), **stored_memory(self.memory)}
 
 
 def stack_of(shape: Shape, linear: torch.Tensor) -> Stack:
@@ -144,17 +142,6 @@ def start_of(net: SegmentNet) -> torch.Tensor:
     row = stack.row()
     stack.views(row)["head.weight"].zero_()
     return row
-
-
-def check_windows(spec: ModelSpec, windows: Windows) -> None:
-    """Raise DataError unless the windows reach back far enough and ask for the task's horizon."""
-    horizon = spec.task.horizon
-    if windows.lookback < spec.lookback or windows.horizon != horizon:
-        raise DataError(
-            f"{spec.kind} needs {spec.lookback} past steps and forecasts {horizon}; "
-            f"the windows have {windows.lookback} and ask for {windows.horizon}",
-            field="history",
-        )
 
 
 def _grouped(rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -4,71 +4,24 @@ Design choices: covariates are scaled with the mean and spread of all training s
 because a forecast for a series never seen before has nothing else; scaled covariates are bounded,
 so that a value far outside training bends a forecast instead of breaking it; a cycle of the
 calendar that the window shows twice is read from there, because where no event depends on it its
-columns would only let the network tell one week of training from another; windows are normalised
-in float64, because a small cycle on a large level is lost in float32.
+columns would only let the network tell one week of training from another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from flts_ray.models.recurrent_net import Inputs, SegmentNet, WindowScale, window_scale
+from flts_ray.models import recurrent_readings as readings
+from flts_ray.models.recurrent_columns import ColumnScaling
+from flts_ray.models.recurrent_net import Inputs, SegmentNet, WindowScale
+from flts_ray.models.recurrent_readings import Prediction, WindowUnits, readings_of
 from flts_ray.prepare.arrays import SeriesArrays, Windows
 from flts_ray.prepare.calendar import HOLIDAY_COLUMN, shown_columns
 
 CHUNK = 256
-COVARIATE_BOUND = 5.0
-
-
-@dataclass(frozen=True)
-class ColumnScaling:
-    """Pooled mean and standard deviation of every covariate column, float32 [columns].
-
-    cycles: calendar columns read for the horizon; events: columns of `future` read for both the
-    window and the horizon; both as positions in the contract's `future`.
-    """
-
-    past_mean: np.ndarray
-    past_std: np.ndarray
-    future_mean: np.ndarray
-    future_std: np.ndarray
-    static_mean: np.ndarray
-    static_std: np.ndarray
-    cycles: tuple[int, ...]
-    events: tuple[int, ...]
-
-    def seen(self, past: np.ndarray, future: np.ndarray) -> np.ndarray:
-        """What the network reads of past steps beside the target: [..., past and events]."""
-        return np.concatenate(
-            [self._scaled("past", past), self._scaled("future", future, self.events)], axis=-1
-        )
-
-    def ahead(self, future: np.ndarray) -> np.ndarray:
-        """What the network reads of the steps to forecast: [..., cycles and events]."""
-        return self._scaled("future", future, self.cycles + self.events)
-
-    def static(self, values: np.ndarray) -> np.ndarray:
-        return self._scaled("static", values)
-
-    def _scaled(
-        self, name: str, values: np.ndarray, columns: tuple[int, ...] | None = None
-    ) -> np.ndarray:
-        """Bounded, and the mean in place of what is missing."""
-        mean, std = getattr(self, f"{name}_mean"), getattr(self, f"{name}_std")
-        if columns is not None:
-            at = list(columns)
-            values, mean, std = values[..., at], mean[at], std[at]
-        scaled = (values.astype(np.float32) - mean) / std
-        return np.nan_to_num(np.clip(scaled, -COVARIATE_BOUND, COVARIATE_BOUND), nan=0.0)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        names = (f.name for f in fields(self) if f.name not in ("cycles", "events"))
-        return {name: getattr(self, name) for name in names}
 
 
 def training_rows(data: SeriesArrays) -> np.ndarray:
@@ -77,8 +30,18 @@ def training_rows(data: SeriesArrays) -> np.ndarray:
     return np.flatnonzero(position < np.repeat(data.train_end, data.lengths))
 
 
-def fit_columns(data: SeriesArrays, rows: np.ndarray, lookback: int) -> ColumnScaling:
+def fit_columns(
+    data: SeriesArrays,
+    rows: np.ndarray,
+    lookback: int,
+    labels: bool = False,
+    known_future: bool = True,
+    with_past: bool = True,
+) -> ColumnScaling:
     """Learn the scaling of every covariate on the training steps `rows`.
+
+    labels: static text is read as labels, not as numbers; known_future, with_past: whether
+    known-future columns, calendar and holidays apart, and columns of the past are read.
 
     Left out are calendar columns whose cycle the training span does not show twice, and those
     whose cycle every window of `lookback` steps shows twice, unless there are events: what a
@@ -88,7 +51,8 @@ def fit_columns(data: SeriesArrays, rows: np.ndarray, lookback: int) -> ColumnSc
     contract = data.contract
     names, freq = contract.calendar, contract.freq
     learned = shown_columns(names, freq, int(data.train_end.max(initial=0)))
-    events = (*contract.known_future, *(name for name in names if name == HOLIDAY_COLUMN))
+    known = contract.known_future if known_future else ()
+    events = (*known, *(name for name in names if name == HOLIDAY_COLUMN))
     told = () if events else shown_columns(names, freq, lookback)
     cycles = [name for name in learned if name not in told and name not in events]
     (past, future, static) = moments
@@ -98,6 +62,8 @@ def fit_columns(data: SeriesArrays, rows: np.ndarray, lookback: int) -> ColumnSc
         *static,
         tuple(contract.future.index(name) for name in cycles),
         tuple(sorted(contract.future.index(name) for name in events)),
+        tuple(map(len, contract.categories)) if labels else (),
+        with_past,
     )
 
 
@@ -113,26 +79,11 @@ def _moments(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def inputs_of(windows: Windows, scaling: ColumnScaling, centre: str) -> tuple[Inputs, WindowScale]:
     """Network inputs (float32) of windows, and the scale of each (float64)."""
-    y = torch.from_numpy(np.ascontiguousarray(windows.y, np.float64))
-    own = torch.from_numpy(np.asarray(windows.scale, np.float64))[:, None]
-    scale = window_scale(y, own, centre)
-    lookback = windows.lookback
-    inputs = Inputs(
-        z=scale.forward(y).float(),
-        observed=torch.from_numpy(windows.observed.astype(np.float32)),
-        seen=torch.from_numpy(scaling.seen(windows.past, windows.future[:, :lookback])),
-        ahead=torch.from_numpy(scaling.ahead(windows.future[:, lookback:])),
-        static=torch.from_numpy(scaling.static(windows.static)),
+    found, units = readings_of(windows, scaling, centre)
+    return (
+        Inputs(*(torch.from_numpy(each) for each in found)),
+        WindowScale(*(torch.from_numpy(each) for each in units)),
     )
-    return inputs, scale
-
-
-class Prediction(NamedTuple):
-    """Mean [n, H], quantiles [n, H, Q] and window scale [n], float64, in the input's units."""
-
-    mean: np.ndarray
-    quantiles: np.ndarray
-    scale: np.ndarray
 
 
 def prepared(
@@ -160,9 +111,5 @@ def predict(
 
 def denormalised(mean: torch.Tensor, quantiles: torch.Tensor, scale: WindowScale) -> Prediction:
     """Forecasts [n, H] and [n, H, Q] of the network in the units of the input."""
-    centre, size = scale
-    return Prediction(
-        (mean.cpu().double() * size + centre).numpy(),
-        (quantiles.cpu().double() * size[..., None] + centre[..., None]).numpy(),
-        size[:, 0].numpy(),
-    )
+    units = WindowUnits(*(each.numpy() for each in scale))
+    return readings.denormalised(mean.cpu().numpy(), quantiles.cpu().numpy(), units)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from flts_ray.models.calibrate import fit_shift, sample_origins
+from flts_ray.models.calibrate import fit_shift, sample_origins, share_apart
 from flts_ray.models.recurrent_net import SegmentNet, Shape
 from flts_ray.models.recurrent_windows import Batch, WindowSet
 from flts_ray.prepare.arrays import SeriesArrays
@@ -26,11 +26,20 @@ CHUNK = 256
 
 def held_out(data: SeriesArrays, span: str, windows: WindowSet) -> list[Batch]:
     """A bounded number of windows of one span, in chunks; none if none fits."""
-    lookback, horizon = windows.shape.lookback, windows.shape.horizon
-    most = min(max(MAX_STEPS // (lookback + horizon), MIN_WINDOWS), MAX_WINDOWS)
-    series, starts = windows.starts(sample_origins(data, span, lookback, horizon, most))
+    series, starts = windows.starts(_sampled(data, span, windows.shape))
     parts = torch.arange(len(series), device=series.device).split(CHUNK)
     return [windows.batch(series[part], starts[part], clipped=False) for part in parts if len(part)]
+
+
+def apart_in(data: SeriesArrays, span: str, shape: Shape) -> float:
+    """How many of those windows do not overlap; see `share_apart`."""
+    return share_apart(*_sampled(data, span, shape), shape.horizon)
+
+
+def _sampled(data: SeriesArrays, span: str, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+    lookback, horizon = shape.lookback, shape.horizon
+    most = min(max(MAX_STEPS // (lookback + horizon), MIN_WINDOWS), MAX_WINDOWS)
+    return sample_origins(data, span, lookback, horizon, most)
 
 
 def quantiles_of(net: SegmentNet, batches: Sequence[Batch]) -> torch.Tensor:
@@ -62,8 +71,11 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return Batch(batches[0].inputs, *(torch.cat(part) for part in parts))
 
 
-def shift_of(quantiles: torch.Tensor, batch: Batch, shape: Shape) -> np.ndarray:
-    """Conformal correction in units of the window scale: float32 [H, Q]."""
+def shift_of(
+    quantiles: torch.Tensor, batch: Batch, shape: Shape, weight: float = 1.0
+) -> np.ndarray:
+    """Conformal correction in units of the window scale: float32 [H, Q]; weight: of `apart_in`."""
     actual = torch.where(batch.counted > 0, batch.target, torch.nan).double().cpu().numpy()
     found = quantiles.double().cpu().numpy()
-    return fit_shift(actual, found, np.ones(len(actual)), shape.levels).astype(np.float32)
+    shift = fit_shift(actual, found, np.ones(len(actual)), shape.levels, weight)
+    return shift.astype(np.float32)

@@ -12,6 +12,7 @@ is added to the median and the mean; the network learns what that map leaves ove
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,10 +21,10 @@ from torch import nn
 from torch.nn import functional
 
 from flts_ray.models.recurrent_cell import CELLS, State, read, read_by_hand, step_from
+from flts_ray.models.recurrent_readings import SCALE_FLOOR, TINY, UNSEEN_FLOOR
 
-SCALE_FLOOR = 0.1
-UNSEEN_FLOOR = 1e-3
-TINY = 1e-12
+UNTOLD = 0.1
+"""Share of training windows that do not tell their label."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Shape:
 
     `lookback` is a multiple of `segment`; `lags` is the number of last steps the linear map
     reads (0: no map); `seen` counts columns of the window beside the target, `ahead` columns of
-    the horizon, `static` columns of the series; `marked` is 1 where the network is told which
+    the horizon, `static` columns of the series, of which `categories` says how many labels each
+    has (0: it holds numbers; nothing: all do); `marked` is 1 where the network is told which
     steps of the window were observed, else 0.
     """
 
@@ -49,6 +51,13 @@ class Shape:
     layers: int
     dropout: float
     lags: int
+    categories: tuple[int, ...] = ()
+
+    @property
+    def numbers(self) -> list[int]:
+        """Positions of the static columns that hold numbers."""
+        counts = self.categories or (0,) * self.static
+        return [column for column, labels in enumerate(counts) if not labels]
 
     @property
     def tokens(self) -> int:
@@ -59,7 +68,8 @@ class Shape:
 class Inputs(NamedTuple):
     """What the network sees of n windows, float32, everything scaled.
 
-    z, observed: [n, L]; seen: [n, L, columns]; ahead: [n, H, columns]; static: [n, S].
+    z, observed: [n, L]; seen: [n, L, columns]; ahead: [n, H, columns]; static: [n, S], in a
+    column of labels the number of the label, or of labels for an unknown one.
     """
 
     z: torch.Tensor
@@ -116,7 +126,13 @@ class SegmentNet(nn.Module):
         )
         self.position = nn.Parameter(0.1 * torch.randn(shape.tokens, wide))
         self.known = nn.Linear(width * shape.ahead, wide, bias=False) if shape.ahead else None
-        self.about = nn.Linear(shape.static, wide, bias=False) if shape.static else None
+        numbers = len(shape.numbers)
+        self.about = nn.Linear(numbers, wide, bias=False) if numbers else None
+        self.labels = nn.ModuleDict(
+            {str(at): nn.Embedding(n + 1, wide) for at, n in enumerate(shape.categories) if n}
+        )
+        for table in self.labels.values():
+            nn.init.normal_(table.weight, std=0.1)
         self.dropout = nn.Dropout(shape.dropout)
         self.head = nn.Linear(wide, width * (len(shape.levels) + 1))
         self.linear = nn.Parameter(torch.zeros(shape.horizon, shape.lags), requires_grad=False)
@@ -170,12 +186,24 @@ class SegmentNet(nn.Module):
             padded = functional.pad(inputs.ahead, (0, 0, 0, width - shape.horizon))
             known = self.known(padded.reshape(n * shape.tokens, self.known.in_features))
             token = token + known.reshape(n, shape.tokens, shape.hidden)
-        if self.about is not None:
-            token = token + self.about(inputs.static)[:, None]
+        for part in self._static_parts(inputs.static):
+            token = token + part[:, None]
         decoded = self.dropout(step_from(self.cell, token, states))
         raw = self.head(decoded.reshape(n * shape.tokens, shape.hidden))
         numbers = len(shape.levels) + 1
         return raw.reshape(n, shape.tokens * shape.segment, numbers)[:, : shape.horizon]
+
+    def _static_parts(self, static: torch.Tensor) -> Iterator[torch.Tensor]:
+        """What the columns of the series add to a token: [n, hidden] each."""
+        if self.about is not None:
+            numbers = [static[:, column] for column in self.shape.numbers]
+            yield self.about(torch.stack(numbers, dim=-1) if self.labels else static)
+        for column, table in self.labels.items():
+            label = static[:, int(column)].long()
+            if self.training:  # the row of unknown labels learns what all series share
+                unknown = torch.rand_like(static[:, 0]) < UNTOLD
+                label = torch.where(unknown, len(table.weight) - 1, label)
+            yield table(label)
 
 
 def _around(median: torch.Tensor, gaps: torch.Tensor, levels: tuple[float, ...]) -> torch.Tensor:

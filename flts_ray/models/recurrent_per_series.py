@@ -11,7 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +28,7 @@ from flts_ray.prepare.arrays import SeriesArrays, origins_in
 
 BLOCK_STEPS = 2**18
 """Steps of all windows that the networks of one block read at a time."""
-MAX_BLOCK = 512
+MIN_BLOCK, MAX_BLOCK = 64, 512
 JUDGED = 16
 """Windows on which the epochs of one series are judged."""
 
@@ -80,35 +84,68 @@ def train_stack(
     held: Held | None,
     schedule: Schedule,
     patience: int,
+    threads: int = 1,
 ) -> Iterator[Epoch]:
     """Train one network a series; initial: weights [series + 1, P] that they start from.
 
     With `held`, each series keeps its best epoch and stops by itself; without, each keeps the
-    last. Deterministic for a seed; the global random state is left as it was.
+    last. Blocks train side by side in `threads`, unless dropout draws from the random state they
+    would share. Deterministic for a seed, whatever the threads; the global random state is left
+    as it was.
     """
-    best = _Best(stack, initial.clone(), windows, held)
+    best = _Best(initial.clone(), windows, held)
     blocks = [
-        _Block(stack, rows, initial, windows, origins, schedule)
+        _Block(stack.copy(), rows, initial, windows, origins, schedule)
         for rows in _block_rows(origins[0], schedule.batch * windows.shape.lookback)
     ]
-    for epoch in range(schedule.epochs):
-        losses = []
-        for number, block in enumerate(blocks):
-            devices = [windows.y.device] if windows.y.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=devices):
-                torch.manual_seed(schedule.seed + epoch * len(blocks) + number)
-                losses.append(block.epoch(epoch))
-            block.keep(best.look(block.rows, block.optimiser.averaged, epoch, patience))
-        yield best.epoch(float(torch.cat(losses).nanmean()))
-        blocks = [block for block in blocks if len(block.rows)]
-        if not blocks:
-            return
+    drawing = windows.shape.dropout > 0
+
+    def one(epoch: int, number: int) -> torch.Tensor:
+        block = blocks[number]
+        seed = schedule.seed + epoch * len(blocks) + number
+        with _seeded(seed, windows.y.device) if drawing else nullcontext():
+            losses = block.epoch(epoch)
+        found = best.look(block.stack, block.rows, block.optimiser.averaged, epoch, patience)
+        block.keep(found)
+        return losses
+
+    with _side_by_side(1 if drawing else min(threads, len(blocks))) as run:
+        for epoch in range(schedule.epochs):
+            losses = list(run(partial(one, epoch), range(len(blocks))))
+            yield best.epoch(float(torch.cat(losses).nanmean()))
+            blocks = [block for block in blocks if len(block.rows)]
+            if not blocks:
+                return
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _side_by_side(threads: int) -> Iterator[Any]:
+    """What maps a function over numbers: in this thread, or in some of one processor each."""
+    if threads == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield pool.map
 
 
 def _block_rows(series: np.ndarray, steps: int) -> list[torch.Tensor]:
-    """The series that have windows, in blocks of a bounded size."""
+    """The series that have windows, in blocks of a bounded and almost the same size.
+
+    Their number is even where they are many, so that two processors end together.
+    """
+    rows = np.unique(series)
     size = min(max(BLOCK_STEPS // steps, 1), MAX_BLOCK)
-    return list(torch.from_numpy(np.unique(series)).split(size))
+    count = -(-len(rows) // size)
+    if len(rows) >= 2 * MIN_BLOCK:
+        count += count % 2
+    return [torch.from_numpy(part) for part in np.array_split(rows, max(count, 1)) if len(part)]
 
 
 class _Block:
@@ -172,10 +209,8 @@ class _Block:
 class _Best:
     """The best weights of every series so far, and what they say about judged windows."""
 
-    def __init__(
-        self, stack: Stack, weights: torch.Tensor, windows: WindowSet, held: Held | None
-    ) -> None:
-        self.stack, self.weights, self.windows, self.held = stack, weights, windows, held
+    def __init__(self, weights: torch.Tensor, windows: WindowSet, held: Held | None) -> None:
+        self.weights, self.windows, self.held = weights, windows, held
         count, device = len(weights) - 1, weights.device
         self.loss = torch.full((count,), math.nan, dtype=torch.float64, device=device)
         self._epoch = torch.zeros(count, dtype=torch.long, device=device)
@@ -186,13 +221,16 @@ class _Best:
         self._quantiles = torch.zeros(size, device=device)
 
     def look(
-        self, rows: torch.Tensor, weights: torch.Tensor, epoch: int, patience: int
+        self, stack: Stack, rows: torch.Tensor, weights: torch.Tensor, epoch: int, patience: int
     ) -> torch.Tensor:
-        """Judge the networks of `rows`; whether each goes on: bool [rows]."""
+        """Judge the networks of `rows`; whether each goes on: bool [rows].
+
+        Touches what belongs to `rows` alone, so that threads may look at others meanwhile.
+        """
         if self.held is None:
             self.weights[rows] = weights
             return torch.ones_like(rows, dtype=torch.bool)
-        loss, quantiles = self._judged(rows, weights)
+        loss, quantiles = self._judged(stack, rows, weights)
         better = ~(loss >= self.loss[rows])  # true in the first epoch, where nothing is known
         self.loss[rows[better]] = loss[better]
         self._epoch[rows[better]] = epoch
@@ -219,14 +257,14 @@ class _Best:
         )
 
     def _judged(
-        self, rows: torch.Tensor, weights: torch.Tensor
+        self, stack: Stack, rows: torch.Tensor, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.held is not None
         starts, counted = self.held.starts[rows], self.held.counted[rows]
         batch = self.windows.batch(rows[:, None].expand_as(starts), starts, clipped=False)
-        self.stack.net.eval()
+        stack.net.eval()
         with torch.no_grad():
-            quantiles = self.stack.forecast(weights, batch.inputs)[1]
+            quantiles = stack.forecast(weights, batch.inputs)[1]
         loss, steps = pinball_sums(quantiles, batch, self._levels)
         mean = (loss * counted).sum(1) / (steps * counted).sum(1).clamp_min(1)
         return torch.nan_to_num(mean, MAX_LOSS, MAX_LOSS).clamp_max(MAX_LOSS), quantiles

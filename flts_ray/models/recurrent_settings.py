@@ -67,6 +67,11 @@ class Settings(BaseModel):
     """What is subtracted from a window."""
     skip: Literal["linear", "none"] = "linear"
     """Whether a ridge regression on the window is added to what the network says."""
+    known_future: bool = True
+    """Whether known-future covariates are read; calendar and holidays are in any case."""
+    past: bool = False
+    """Whether past covariates are read: they help some series and mislead in others, so that a
+    study should try both."""
     max_lags: int = Field(720, ge=1, le=4096)
     """Most steps the ridge regression reads."""
 

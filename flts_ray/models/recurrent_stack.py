@@ -9,17 +9,16 @@ gradient norm, and one whose gradient is not finite rests while the others go on
 
 from __future__ import annotations
 
-import math
+import copy
 
 import torch
 from torch.func import functional_call, vmap
 
 from flts_ray.models.recurrent_net import Inputs, SegmentNet, forecast_loss
+from flts_ray.models.recurrent_optimiser import BETAS, EPSILON, rate_at
+from flts_ray.models.recurrent_replay import half_precision
 from flts_ray.models.recurrent_train import MAX_WEIGHT, Schedule
 from flts_ray.models.recurrent_windows import Batch
-
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
 
 
 class Stack:
@@ -33,6 +32,10 @@ class Stack:
         trained = [(name, w) for name, w in net.named_parameters() if w.requires_grad]
         self.shapes = {name: tuple(w.shape) for name, w in trained}
         self.sizes = [w.numel() for _, w in trained]
+
+    def copy(self) -> Stack:
+        """The same with a network of its own: calls swap weights in it, so threads share none."""
+        return Stack(copy.deepcopy(self.net))
 
     def row(self) -> torch.Tensor:
         """The weights of `net` itself: [P]."""
@@ -62,7 +65,8 @@ class Stack:
         self, weights: torch.Tensor, batch: Batch, mean_weight: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What each network minimises and its pinball part: [networks] each."""
-        mean, quantiles = self.forecast(weights, batch.inputs)
+        with half_precision(weights.device):
+            mean, quantiles = (each.float() for each in self.forecast(weights, batch.inputs))
         levels = torch.tensor(self.net.shape.levels, dtype=mean.dtype, device=mean.device)
 
         def one(*parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,7 +104,7 @@ class StackOptimiser:
         finite = torch.isfinite(norm)
         clip = (self.schedule.clip_norm / (norm + 1e-6)).clamp_max(1.0)
         gradient = torch.where(finite, gradient * clip, 0.0)
-        rate = self._rate() * finite
+        rate = self.schedule.lr * rate_at(self.step_number, self.steps) * finite
         self.step_number += 1
         with torch.no_grad():
             self._move(gradient, rate)
@@ -115,9 +119,3 @@ class StackOptimiser:
         towards = self._first / (1.0 - first**self.step_number)
         self.weights.mul_(1.0 - rate * self.schedule.weight_decay)
         self.weights.sub_(rate * towards / size)
-
-    def _rate(self) -> float:
-        warm = max(1, self.steps // 50)
-        rise = (self.step_number + 1) / warm
-        fall = 0.5 + 0.5 * math.cos(math.pi * self.step_number / self.steps)
-        return self.schedule.lr * min(rise, fall)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flts_ray.errors import ArtifactError
 from flts_ray.models.base import ModelSpec
-from flts_ray.models.recurrent_inputs import ColumnScaling
+from flts_ray.models.recurrent_columns import ColumnScaling
 from flts_ray.models.recurrent_linear import Shrinkage
 from flts_ray.models.recurrent_net import SegmentNet, Shape
 
@@ -52,6 +52,8 @@ class Stored(BaseModel):
     events: tuple[Count, ...]
     series: Count
     """Series with a network of their own; 0: one network for all."""
+    categories: tuple[Count, ...] = ()
+    with_past: bool = True
 
     @property
     def shape(self) -> Shape:
@@ -66,9 +68,9 @@ def values_of(
     shape: Shape, scaling: ColumnScaling, centre: str, ridge: Shrinkage, series: int
 ) -> dict[str, Any]:
     """JSON-ready values that `read_values` understands; series: as in `Stored`."""
-    tuples = {"levels": shape.levels, "ridge": ridge}
+    tuples = {"levels": shape.levels, "ridge": ridge, "categories": shape.categories}
     tuples |= {"cycles": scaling.cycles, "events": scaling.events}
-    one = {"centre": centre, "series": series}
+    one = {"centre": centre, "series": series, "with_past": scaling.with_past}
     return {**asdict(shape), **one, **{n: list(each) for n, each in tuples.items()}}
 
 
@@ -95,8 +97,11 @@ def read_values(spec: ModelSpec, values: Mapping[str, Any], series: int) -> Stor
     read = stored.cycles + stored.events
     if len(set(read)) < len(read) or any(column >= len(contract.future) for column in read):
         raise refused(spec.kind, f"it reads columns {list(read)} of {len(contract.future)}")
+    if stored.categories not in ((), tuple(map(len, contract.categories))):
+        raise refused(spec.kind, f"its labels {stored.categories} are not those of its contract")
     said = (spec.kind, spec.lookback, spec.task.horizon, tuple(spec.task.levels))
-    columns = (len(contract.past) + len(stored.events), len(read), len(contract.static))
+    seen = len(stored.events) + (len(contract.past) if stored.with_past else 0)
+    columns = (seen, len(read), len(contract.static))
     held = (shape.cell, shape.lookback, shape.horizon, shape.levels)
     if said != held or columns != (shape.seen, shape.ahead, shape.static):
         raise refused(spec.kind, f"the network is {shape} while its contract says {said}")
@@ -114,7 +119,13 @@ def read_scaling(
 ) -> ColumnScaling:
     """The column scaling among checked arrays."""
     named = {name: arrays[f"columns.{name}"] for name in scaling_shapes(spec)}
-    return ColumnScaling(**named, cycles=stored.cycles, events=stored.events)
+    return ColumnScaling(
+        **named,
+        cycles=stored.cycles,
+        events=stored.events,
+        categories=stored.categories,
+        with_past=stored.with_past,
+    )
 
 
 def scaling_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

@@ -3,23 +3,23 @@
 Design choices: an epoch takes every k-th window, another phase each time, because neighbours are
 almost equal; the number is bounded, so that early stopping and trial schedulers look equally often
 whatever the size of the data; the first epochs take half as many, while the weights still move far
-with each; the running mean of the weights is judged, not their last jitter; a GPU computes in half
-precision, a CPU, where that is slower, does not.
+with each; the running mean of the weights is judged, not their last jitter; nothing is asked of
+the device but once an epoch, and a GPU computes in half precision and replays recorded steps.
 """
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flts_ray.models.recurrent_judge import MAX_LOSS
 from flts_ray.models.recurrent_net import SegmentNet, forecast_loss
-from flts_ray.models.recurrent_windows import Batch, Origins, WindowSet
+from flts_ray.models.recurrent_optimiser import Optimiser, rate_at
+from flts_ray.models.recurrent_replay import Replayed, half_precision, recorder
+from flts_ray.models.recurrent_windows import Origins, WindowSet
 
 EARLY = 4
 """One epoch in so many, at the beginning, takes half of the windows."""
@@ -51,29 +51,18 @@ def train(
     Deterministic for a seed on one device. The global random state is left as it was.
     """
     device = windows.y.device
-    judged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(schedule.average))
-    weights = [w for w in net.parameters() if w.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=schedule.lr, weight_decay=schedule.weight_decay)
-    series, starts = windows.starts(origins)
+    judged = copy.deepcopy(net)
     orders = list(epoch_orders(len(origins[0]), schedule))
     total = sum(-(-len(order) // schedule.batch) for order in orders)
-    warm = max(1, total // 50)
-    rate = LambdaLR(
-        optimiser,
-        lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / total)),
-    )
+    step, steps = 0, _Steps(net, judged, windows, origins, schedule)
     for epoch, order in enumerate(orders):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(schedule.seed + epoch)
             net.train()
-            losses = []
             for chosen in order.to(device).split(schedule.batch):
-                batch = windows.batch(series[chosen], starts[chosen])
-                losses.append(_step(net, batch, schedule, optimiser, weights))
-                rate.step()
-                judged.update_parameters(net)
-        mean = float(torch.stack(losses).nanmean())
-        yield (mean if math.isfinite(mean) else MAX_LOSS), judged.module
+                steps.take(chosen, schedule.lr * rate_at(step, total))
+                step += 1
+        yield steps.mean_loss(), judged
 
 
 def epoch_orders(windows: int, schedule: Schedule) -> Iterator[torch.Tensor]:
@@ -92,25 +81,62 @@ def epoch_orders(windows: int, schedule: Schedule) -> Iterator[torch.Tensor]:
         yield torch.cat(order)[:count]
 
 
-def _step(
-    net: SegmentNet,
-    batch: Batch,
-    schedule: Schedule,
-    optimiser: torch.optim.Optimizer,
-    weights: list[torch.Tensor],
-) -> torch.Tensor:
-    levels = torch.tensor(net.shape.levels, dtype=torch.float32, device=batch.target.device)
-    weight = batch.scale.clamp_max(MAX_WEIGHT)
-    device = batch.target.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        mean, quantiles = net(batch.inputs)
-    forecast = mean.float(), quantiles.float()
-    loss, sharp = forecast_loss(
-        forecast, batch.target, batch.counted, weight, levels, schedule.mean_weight
-    )
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(weights, schedule.clip_norm)
-    if torch.isfinite(norm):  # one window beyond float32 must not spoil every weight
-        optimiser.step()
-    return sharp
+class _Steps:
+    """Gradient steps of one network; all they change stays in the same tensors."""
+
+    def __init__(
+        self,
+        net: SegmentNet,
+        judged: SegmentNet,
+        windows: WindowSet,
+        origins: Origins,
+        schedule: Schedule,
+    ) -> None:
+        self.net, self.windows, self.schedule = net, windows, schedule
+        self._series, self._starts = windows.starts(origins)
+        device = windows.y.device
+        trained = [name for name, w in net.named_parameters() if w.requires_grad]
+        self._weights = [net.get_parameter(name) for name in trained]
+        self._optimiser = Optimiser(
+            self._weights,
+            [judged.get_parameter(name) for name in trained],
+            schedule.weight_decay,
+            schedule.average,
+            schedule.clip_norm,
+        )
+        self._levels = torch.tensor(net.shape.levels, dtype=torch.float32, device=device)
+        self._sums = torch.zeros(2, device=device)
+        self._chosen = torch.zeros(schedule.batch, dtype=torch.long, device=device)
+        self._full = Replayed(lambda: self._learn(self._chosen), recorder(device))
+
+    def take(self, chosen: torch.Tensor, rate: float) -> None:
+        """Learn from the windows of these numbers."""
+        self._optimiser.rate.fill_(rate)
+        if len(chosen) < len(self._chosen):
+            self._learn(chosen)
+            return
+        self._chosen.copy_(chosen)
+        self._full()
+
+    def mean_loss(self) -> float:
+        """Mean pinball loss of the steps since the last call; a bound where none was finite."""
+        total, count = self._sums.tolist()
+        self._sums.zero_()
+        return total / count if count else MAX_LOSS
+
+    def _learn(self, chosen: torch.Tensor) -> None:
+        batch = self.windows.batch(self._series[chosen], self._starts[chosen])
+        with half_precision(self._levels.device):
+            mean, quantiles = self.net(batch.inputs)
+        loss, sharp = forecast_loss(
+            (mean.float(), quantiles.float()),
+            batch.target,
+            batch.counted,
+            batch.scale.clamp_max(MAX_WEIGHT),
+            self._levels,
+            self.schedule.mean_weight,
+        )
+        # One window beyond float32 must not spoil every weight, nor the mean loss.
+        self._optimiser.step(torch.autograd.grad(loss, self._weights))
+        finite = torch.isfinite(sharp)
+        self._sums += torch.stack([torch.where(finite, sharp, 0.0), finite.float()])

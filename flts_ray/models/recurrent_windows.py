@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from flts_ray.models.recurrent_inputs import ColumnScaling
+from flts_ray.models.recurrent_columns import ColumnScaling
 from flts_ray.models.recurrent_net import Inputs, Shape, window_scale
-from flts_ray.prepare.arrays import SeriesArrays
+from flts_ray.prepare.arrays import MOVED, SeriesArrays
 
 Origins = tuple[np.ndarray, np.ndarray]
 """Series and positions of windows, as `origins_in` gives them."""
@@ -36,13 +36,14 @@ class Batch:
 class WindowSet:
     """All steps before the test span on one device.
 
-    y: float32 [rows], each series minus its mean in units of its own scale, clipped; truth: the
-    same, not clipped; observed: float32 [rows]; seen, ahead: [rows, columns]; static: [series,
-    S]; floor: [series], the series' scale in the units of y; first: int64 [series], first row.
+    y: float32 [rows], each series minus its mean in units of its own scale; bounds: [series, 2],
+    what outliers are clipped to, None where there is none; observed: float32 [rows]; seen, ahead:
+    [rows, columns]; static: [series, S]; floor: [series], the series' scale in the units of y;
+    first: int64 [series], first row.
     """
 
     y: torch.Tensor
-    truth: torch.Tensor
+    bounds: torch.Tensor | None
     observed: torch.Tensor
     seen: torch.Tensor
     ahead: torch.Tensor
@@ -62,7 +63,11 @@ class WindowSet:
         shape, device, rows = self.shape, self.y.device, starts[..., None]
         back = rows + torch.arange(-shape.lookback, 0, device=device)
         on = rows + torch.arange(shape.horizon, device=device)
-        known = self.y[back]
+        known, target = self.y[back], self.y[on]
+        if self.bounds is not None:
+            low, high = self.bounds[series].unsqueeze(-2).unbind(-1)
+            known = _bounded(known, low, high)
+            target = target.clamp(low, high) if clipped else target
         scale = window_scale(known, self.floor[series][..., None], self.centre)
         inputs = Inputs(
             z=scale.forward(known),
@@ -71,8 +76,14 @@ class WindowSet:
             ahead=self.ahead[on],
             static=self.static[series],
         )
-        target = scale.forward((self.y if clipped else self.truth)[on])
-        return Batch(inputs, target, self.observed[on], scale.scale)
+        return Batch(inputs, scale.forward(target), self.observed[on], scale.scale)
+
+
+def _bounded(y: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """As `prepare.arrays.bounded`."""
+    clipped = y.clamp(low, high)
+    moved = (clipped != y).float().mean(-1, keepdim=True) > MOVED
+    return torch.where(moved, y, clipped)
 
 
 def window_set(
@@ -85,17 +96,16 @@ def window_set(
     owner = np.repeat(np.arange(data.n_series), data.valid_end)
     unit = np.maximum(stats.scale, np.maximum(0.01 * stats.std, np.finfo(np.float32).tiny))
     truth = np.nan_to_num(data.y[rows])
-    clipped = np.clip(truth, stats.clip_lo[owner], stats.clip_hi[owner])
+    low, high = stats.clip_lo, stats.clip_hi
+    outliers = bool(((truth < low[owner]) | (truth > high[owner])).any())
 
     def put(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
-    def scaled(y: np.ndarray) -> torch.Tensor:
-        return put(((y - stats.mean[owner]) / unit[owner]).astype(np.float32))
-
+    bounds = (np.stack([low, high], axis=1) - stats.mean[:, None]) / unit[:, None]
     return WindowSet(
-        y=scaled(clipped),
-        truth=scaled(truth),
+        y=put(((truth - stats.mean[owner]) / unit[owner]).astype(np.float32)),
+        bounds=put(bounds.astype(np.float32)) if outliers else None,
         observed=put(data.observed[rows].astype(np.float32)),
         seen=put(scaling.seen(data.past[rows], data.future[rows])),
         ahead=put(scaling.ahead(data.future[rows])),

@@ -1,20 +1,23 @@
 """Repeat the last season: the forecast every other model has to beat.
 
-Design choices: the bands are the model's own errors on the validation span, by `calibrate`, so
-that the baseline is honest about its uncertainty too; with too short a validation span its
-errors on the training span serve as well, because nothing is fitted there to flatter them.
+Design choices: the bands are the model's own errors (`bands.py`), so that the baseline is honest
+about its uncertainty too; its errors on the training span serve beside those on validation,
+because nothing is fitted there to flatter them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
 
 from flts_ray.errors import ConfigError, DataError
 from flts_ray.models import calibrate
+from flts_ray.models.bands import Scored, fit_bands, scored, width_of
 from flts_ray.models.base import (
     Compute,
     Fitted,
@@ -25,7 +28,18 @@ from flts_ray.models.base import (
     check_same_set,
     resolve_params,
 )
-from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows, actuals_at, windows_at
+from flts_ray.models.memory import Memory, needed_memory, split_memory, stored
+from flts_ray.models.news import news_of, remembered
+from flts_ray.models.recent_scores import moved
+from flts_ray.models.volatility import Volatility, signs_of
+from flts_ray.prepare.arrays import (
+    SeriesArrays,
+    SeriesStats,
+    Windows,
+    actuals_at,
+    widened,
+    windows_at,
+)
 
 MIN_WINDOWS = 30
 MAX_WINDOWS = 20_000
@@ -42,24 +56,31 @@ def seasonal_naive(history: np.ndarray, season: int, horizon: int) -> np.ndarray
 
 @dataclass
 class FittedSeasonalNaive:
-    """The season's length is `spec.lookback`; `band` is in units of the series scale."""
+    """The season's length is `spec.lookback`; `band` is in units of what `volatility` says."""
 
     spec: ModelSpec
     stats: SeriesStats
+    volatility: Volatility
     band: calibrate.ResidualQuantiles
+    memory: Memory | None = None
 
     def forecast(self, windows: Windows) -> Forecast:
         """See `Fitted.forecast`; any series can be forecast."""
         season, task = self.spec.lookback, self.spec.task
         calibrate.check_lookback(windows, season)
         mean = seasonal_naive(windows.y, season, task.horizon)
-        scale = calibrate.series_scale(windows.last(season), self.stats)
+        width = width_of(windows.last(season), self.stats, self.volatility)
         rows = calibrate.known_rows(windows.ids, self.stats)
-        quantiles = self.band.apply(mean, scale, rows)
+        quantiles = self.band.apply(mean, width, rows)
         return Forecast(windows.ids, windows.origin_us, task.levels, mean, quantiles)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        return {}, self.band.arrays()
+        return {}, {**self.volatility.arrays(), **self.band.arrays(), **stored(self.memory)}
+
+    def served(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+        """Quantiles and the scale of their bands; see `recent_scores.Ask`."""
+        seen = windows.last(self.spec.lookback)
+        return self.forecast(windows).quantiles, width_of(seen, self.stats, self.volatility)
 
 
 class SeasonalNaive:
@@ -76,23 +97,32 @@ class SeasonalNaive:
         chosen = resolve_params(self, params)
         season = _season(chosen["season"], data)
         series, origins = _calibration_origins(data, season, task.horizon)
-        actual = actuals_at(data, series, origins, task.horizon)
-        mean, scale = np.empty_like(actual), np.empty(len(series))
-        for part in calibrate.chunks(len(series)):
-            windows = windows_at(data, series[part], origins[part], season, task.horizon)
-            mean[part] = seasonal_naive(windows.y, season, task.horizon)
-            scale[part] = calibrate.series_scale(windows, data.stats)
-        band = calibrate.residual_quantiles(actual, mean, scale, series, task.levels)
+        windows = _forecast(data, season, task.horizon, series, origins)
+        signs = signs_of(data.contract.season, season, task.horizon)
+        bands = fit_bands(windows, signs, task.levels, data.n_series)
         spec = ModelSpec(self.kind, task, season, data.contract, {**chosen, "season": season})
-        loss = calibrate.scaled_pinball(actual, band.apply(mean, scale, series), scale, task.levels)
-        error = np.abs(actual - mean) / scale[:, None]
-        metrics = {"valid_loss": loss, "valid_mae": float(np.nanmean(error))}
-        yield Progress(1, metrics, FittedSeasonalNaive(spec, data.stats, band))
+        held = origins >= data.train_end[series]
+        judged = windows.at(held) if held.any() else windows
+        loss = bands.loss(judged, task.levels)
+        metrics = {"valid_loss": loss, "valid_mae": float(np.nanmean(judged.error))}
+        memory = Memory.of(data, task)
+        fitted = FittedSeasonalNaive(spec, data.stats, bands.volatility, bands.band, memory)
+        yield Progress(1, metrics, fitted)
 
     def refit(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> Fitted:
         """The model itself: nothing but the bands is learned, and those stay."""
         check_same_set(fitted, data)
         return fitted
+
+    def update(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> FittedSeasonalNaive:
+        """Bands follow the new windows; nothing else is learned. See `Updater.update`."""
+        assert isinstance(fitted, FittedSeasonalNaive)
+        news = news_of(fitted, data)
+        if news is None:
+            return fitted
+        memory = remembered(fitted, news, fitted.served)
+        band = moved(fitted.band, memory.scores.shift - needed_memory(fitted).scores.shift)
+        return replace(fitted, stats=news.stats, band=band, memory=memory)
 
     def restore(
         self,
@@ -102,7 +132,9 @@ class SeasonalNaive:
         arrays: dict[str, np.ndarray],
     ) -> FittedSeasonalNaive:
         """See `Forecaster.restore`."""
-        return FittedSeasonalNaive(spec, stats, calibrate.ResidualQuantiles.from_arrays(arrays))
+        arrays, memory = split_memory(arrays, stats, spec.task)
+        band = calibrate.ResidualQuantiles.from_arrays(arrays)
+        return FittedSeasonalNaive(spec, stats, Volatility.from_arrays(arrays), band, memory)
 
 
 def _season(value: Any, data: SeriesArrays) -> int:
@@ -118,16 +150,27 @@ def _season(value: Any, data: SeriesArrays) -> int:
 def _calibration_origins(
     data: SeriesArrays, season: int, horizon: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Validation origins, with the training origins where those are too few."""
+    """Origins of the training and the validation span together."""
     most = max(MIN_WINDOWS, min(MAX_WINDOWS, calibrate.MAX_SCORES // horizon))
-    found = calibrate.sample_origins(data, "validation", season, horizon, most)
-    if len(found[0]) < MIN_WINDOWS or calibrate.validation_is_short(data):
-        training = calibrate.sample_origins(data, "train", season, horizon, most)
-        found = np.concatenate([training[0], found[0]]), np.concatenate([training[1], found[1]])
-    if len(found[0]) == 0:
+    series, origins = calibrate.sample_origins(widened(data), "train", season, horizon, most)
+    if len(series) == 0:
         raise DataError(
             f"no series has a season of {season} steps and a horizon of {horizon} steps without "
             "a long gap; shorten task.season or task.horizon, or give longer series",
             field="season",
         )
-    return found
+    return series, origins
+
+
+def _forecast(
+    data: SeriesArrays, season: int, horizon: int, series: np.ndarray, origins: np.ndarray
+) -> Scored:
+    signs = signs_of(data.contract.season, season, horizon)
+    actual = actuals_at(data, series, origins, horizon)
+    parts = []
+    for part in calibrate.chunks(len(series)):
+        windows = windows_at(data, series[part], origins[part], season, horizon)
+        mean = seasonal_naive(windows.y, season, horizon)
+        where = series[part], origins[part]
+        parts.append(scored(windows, data.stats, signs, actual[part], mean, *where))
+    return reduce(add, parts)

@@ -14,12 +14,14 @@ import pyarrow as pa
 from flts_ray.config import Config
 from flts_ray.errors import ArtifactError, DataError
 from flts_ray.prepare.buckets import Plan, mixed_kinds, write_parquet
+from flts_ray.prepare.kernel import count_codes
 from flts_ray.prepare.manifest import (
     PREPARATION_VERSION,
     QUARANTINE_NAME,
     Manifest,
     describe_inputs,
     hashed_config,
+    labelled,
 )
 from flts_ray.store import Store
 
@@ -41,15 +43,16 @@ def account(
     counts = _add(report["quarantine"] for report in made)
     series = sum(report["series"] for report in made)
     if not series:
-        raise _nothing_left(counts, f"{plan.root}/{plan.folder}/{QUARANTINE_NAME}")
+        raise _nothing_left(quarantine, f"{plan.root}/{plan.folder}/{QUARANTINE_NAME}")
     splits = _add(report["splits"] for report in made)
     files = [file for report in made for file in report["files"]] + [listed]
+    categories = _categories([report["categories"] for report in made])
     return Manifest(
         hash=name,
         version=PREPARATION_VERSION,
         config=hashed_config(config, plan.rules.contract),
         inputs=describe_inputs(plan.inputs),
-        contract=plan.rules.contract,
+        contract=labelled(plan.rules.contract, categories),
         season=plan.rules.contract.season,
         horizon=plan.rules.horizon,
         buckets=plan.buckets,
@@ -59,7 +62,7 @@ def account(
         splits=splits,
         repairs=_add(report["repairs"] for report in made),
         quarantine=counts,
-        categories=_categories([report["categories"] for report in made]),
+        categories=categories,
         files=sorted(files, key=lambda file: str(file["path"])),
     )
 
@@ -86,8 +89,13 @@ def _read_quarantine(store: Store, made: Sequence[Report]) -> pa.Table:
     return pa.concat_tables(tables).sort_by("unique_id")
 
 
-def _nothing_left(counts: dict[str, int], where: str) -> DataError:
-    problems = [f"{code}: {count} series" for code, count in counts.items()]
+def _nothing_left(quarantine: pa.Table, where: str) -> DataError:
+    counts = count_codes(quarantine)
+    first = {row["code"]: row for row in reversed(quarantine.to_pylist())}
+    problems = [
+        f"{code}: {count} series, such as {first[code]['unique_id']}: {first[code]['reason']}"
+        for code, count in counts.items()
+    ]
     return DataError(
         f"every series was quarantined, nothing is left to forecast; the reasons are in {where}",
         problems=problems,

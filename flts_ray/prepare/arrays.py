@@ -19,6 +19,9 @@ import numpy as np
 
 from flts_ray.panel import Contract, steps_after
 
+MOVED = 0.1
+"""Share of a window beyond the training bounds from which its level has moved."""
+
 
 @dataclass(frozen=True)
 class SeriesStats:
@@ -125,7 +128,7 @@ class Windows:
 
     ids: series of each window (any string for a series never seen before).
     origin_us: int64 [n], instant of the first step to forecast, UTC microseconds.
-    y: float64 [n, L], clipped to the training bounds, no NaN. observed: bool [n, L].
+    y: float64 [n, L], `bounded` by the training bounds, no NaN. observed: bool [n, L].
     past: float32 [n, L, P]. future: float32 [n, L + H, F] (history, then horizon).
     static: float32 [n, S].
     scale: float64 [n], `SeriesStats.scale`, NaN for a series never seen before.
@@ -182,7 +185,7 @@ def windows_at(
     back = base[:, None] + np.arange(-lookback, 0)
     whole = base[:, None] + np.arange(-lookback, horizon)
     stats = data.stats
-    y = np.clip(data.y[back], stats.clip_lo[series, None], stats.clip_hi[series, None])
+    y = bounded(data.y[back], stats.clip_lo[series, None], stats.clip_hi[series, None])
     return Windows(
         contract=data.contract,
         ids=tuple(data.ids[i] for i in series),
@@ -194,6 +197,20 @@ def windows_at(
         static=data.static[series],
         scale=stats.scale[series],
     )
+
+
+def bounded(y: np.ndarray, low: np.ndarray | float, high: np.ndarray | float) -> np.ndarray:
+    """Windows with their outliers clipped.
+
+    y: float64 [..., L], no NaN; low, high: broadcast against y. A window of which more than
+    MOVED lies outside stays as it is: its level is no outlier any more, and clipped it would
+    hold every forecast at the old bound.
+    """
+    outside = (y < low) | (y > high)
+    if not outside.any():
+        return y
+    moved = outside.mean(axis=-1, keepdims=True) > MOVED
+    return np.asarray(np.where(moved, y, np.clip(y, low, high)))
 
 
 def actuals_at(

@@ -2,8 +2,9 @@
 
 Design choices: every step of the result depends on rows up to that step only. In particular a
 gap is filled from its left and up to `max_gap` steps whatever its final length, because the
-length of a gap is not known at an origin inside it; a longer gap keeps its rest missing. A
-series that cannot be used raises `Rejected`, which the kernel turns into a quarantine row.
+length of a gap is not known at an origin inside it; a longer gap keeps its rest missing. A row
+without a value that should have been known beforehand is refused, not made up. A series that
+cannot be used raises `Rejected`, which the kernel turns into a quarantine row.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def lay_on_grid(
 ) -> GridSeries:
     """Repair one series. known_ahead: bool [C], True for known-future covariates.
 
-    Raises Rejected with code no_valid_rows, time_range, duplicates, not_finite or missing.
+    Raises Rejected with code no_valid_rows, time_range, duplicates, not_finite, missing or
+    missing_future.
     """
     frequency = contract.frequency
     zone = contract.time_zone if frequency.wall_clock else "UTC"
@@ -100,6 +102,8 @@ def lay_on_grid(
     observed = ~np.isnan(y)
     y = impute(y, contract.season, policy.max_gap)
     grid = np.arange(first, first + len(y))
+    if policy.missing_future == "quarantine":
+        _check_ahead(rows.ds_us, steps, grid, rows.covariates[:, known_ahead], contract)
     repairs = replace(
         repairs,
         snapped=snapped,
@@ -116,6 +120,36 @@ def lay_on_grid(
         covariates=_carry_all(steps, rows.covariates, grid, known_ahead),
         test_start=max(int(steps[rows.is_test].min()) - first, 0) if rows.is_test.any() else None,
         repairs=repairs,
+    )
+
+
+def _check_ahead(
+    ds_us: np.ndarray, steps: np.ndarray, grid: np.ndarray, ahead: np.ndarray, contract: Contract
+) -> None:
+    """Raise Rejected where every row of a step lacks the value of a known-future column.
+
+    ds_us, steps: int64 [n], rising; ahead: float64 [n, K] in the contract's order. A step of the
+    grid without any row is a gap, and its columns are carried on as its target is.
+    """
+    inside = (steps >= grid[0]) & (steps <= grid[-1])
+    told = np.isfinite(ahead[inside])
+    if told.all():
+        return
+    steps, stamps = steps[inside], ds_us[inside]
+    begin = np.flatnonzero(np.append(True, steps[1:] != steps[:-1]))
+    lacking = ~np.logical_or.reduceat(told, begin, axis=0)
+    if not lacking.any():
+        return
+    column = int(np.argmax(lacking.any(axis=0)))
+    at = begin[lacking[:, column]]
+    since = np.datetime_as_string(stamps[at[0]].astype("datetime64[us]"), "s", "UTC")
+    more = f" and at {len(at) - 1} more" if len(at) > 1 else ""
+    name = contract.known_future[column]
+    raise Rejected(
+        "missing_future",
+        f"known-future column {name} has no value at {since} (step {steps[at[0]] - grid[0]} of "
+        f"{len(grid)}){more}; fill it in, give {name} the role past, or set "
+        "prepare.missing_future to carry",
     )
 
 

@@ -36,26 +36,31 @@ def run_on_ray(step: Step, count: int, config: RayConfig) -> Iterator[dict[str, 
     def report(row: dict[str, Any]) -> dict[str, str]:
         return {"report": json.dumps(step(int(row["step"])))}
 
-    with _quiet():
+    with quiet_data():
         steps = ray.data.from_items([{"step": i} for i in range(count)], override_num_blocks=count)
         for row in steps.map(report, num_cpus=1).iter_rows():
             yield json.loads(row["report"])
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray Data neither draws nor announces its plans: the caller shows the progress."""
+def quiet_data(in_order: bool = False) -> Iterator[None]:
+    """Ray Data neither draws nor announces its plans: the caller shows the progress.
+
+    in_order: rows come in the order of their blocks.
+    """
     import ray
 
     context = ray.data.DataContext.get_current()
     logger = logging.getLogger("ray.data")
-    before = context.enable_progress_bars, logger.level
+    options = context.execution_options
+    before = context.enable_progress_bars, logger.level, options.preserve_order
     context.enable_progress_bars = False
+    options.preserve_order = in_order
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        context.enable_progress_bars, level = before
+        context.enable_progress_bars, level, options.preserve_order = before
         logger.setLevel(level)
 
 

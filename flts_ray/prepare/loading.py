@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,6 @@ from flts_ray.prepare.kernel import STATIC_PREFIX, STATS
 from flts_ray.prepare.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, set_folder
 from flts_ray.store import Store
 
-UNKNOWN_CATEGORY = -1.0
-"""Code of a static text value that is missing."""
 COMPARED = 5000
 """Series in a set whose names are all compared with an unknown one."""
 _NAMED = 20
@@ -78,6 +76,14 @@ class PreparedSet:
             raise self._unknown(unknown)
         return loaded.take([position[name] for name in ids])
 
+    def buckets(self) -> tuple[str, ...]:
+        """Names of the parts of the set; together they hold every series once."""
+        return tuple(self._files("series"))
+
+    def bucket(self, name: str) -> SeriesArrays:
+        """The series of one part. Raises ArtifactError for a missing or changed file."""
+        return self._load([name])
+
     def is_whole(self) -> bool:
         """True when every file of the manifest is there (contents are checked on reading)."""
         folder = set_folder(self.manifest.hash)
@@ -122,7 +128,7 @@ class PreparedSet:
     def _empty(self, tables: Sequence[pa.Table], offsets: np.ndarray) -> SeriesArrays:
         """Arrays with everything a series has once, and rows still to be filled."""
         contract, rows = self.contract, int(offsets[-1])
-        static = [_static(tables, name, self.manifest.categories) for name in contract.static]
+        static = [_static(tables, name, contract) for name in contract.static]
         n_series = len(offsets) - 1
         return SeriesArrays(
             contract=contract,
@@ -199,16 +205,13 @@ def _column(tables: Sequence[pa.Table], name: str, dtype: type[np.generic]) -> n
     return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)
 
 
-def _static(
-    tables: Sequence[pa.Table], name: str, categories: Mapping[str, list[str]]
-) -> np.ndarray:
+def _static(tables: Sequence[pa.Table], name: str, contract: Contract) -> np.ndarray:
     """Numbers (0 where missing) or codes of sorted categories, float32 [series]."""
-    code = {value: float(i) for i, value in enumerate(categories.get(name, ()))}
     values: list[Any] = []
     for table in tables:
         raw = table[f"{STATIC_PREFIX}{name}"].to_pylist()
-        if name in categories:
-            values += [code.get(value, UNKNOWN_CATEGORY) for value in raw]
+        if name in contract.labels:
+            values += [contract.code_of(name, value) for value in raw]
         else:
             values += [0.0 if value is None else float(value) for value in raw]
     return np.asarray(values, dtype=np.float32)

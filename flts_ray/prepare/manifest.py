@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 from flts_ray.config import Config
@@ -85,7 +85,8 @@ class Manifest:
                     f"{where}: preparation version {raw['version']}, this program reads "
                     f"{PREPARATION_VERSION}; run `flts prepare` again"
                 )
-            return cls(**{**raw, "contract": Contract.from_json(raw["contract"])})
+            contract = labelled(Contract.from_json(raw["contract"]), raw["categories"])
+            return cls(**{**raw, "contract": contract})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"{where}: no readable manifest ({error}); run `flts prepare --force`"
@@ -122,6 +123,14 @@ def make_contract(config: Config, frequency: Frequency) -> Contract:
         holidays=config.prepare.holidays,
         max_gap=config.prepare.max_gap,
     )
+
+
+def labelled(contract: Contract, categories: Mapping[str, Sequence[str]]) -> Contract:
+    """The contract with the labels of every static text column, none of which has any yet."""
+    if not categories:
+        return contract
+    labels = tuple(tuple(categories.get(name, ())) for name in contract.static)
+    return replace(contract, categories=labels)
 
 
 def hashed_config(config: Config, contract: Contract) -> dict[str, Any]:

@@ -135,8 +135,8 @@ def _run_steps(
     plan: Plan, config: Config, setting: str, progress: Progress
 ) -> tuple[list[Report], list[Report]]:
     """Split every input, then prepare every bucket. Returns their reports in order."""
-    run = partial(_on_ray, config) if _wants_ray(config, plan.inputs) else in_turn
-    count, at_once = len(plan.inputs), _at_once(plan.inputs)
+    run = partial(_on_ray, config) if wants_ray(config, plan.inputs) else in_turn
+    count, at_once = len(plan.inputs), inputs_at_once(plan.inputs)
     split = run_stage(run, partial(split_input, plan), count, "split", progress, at_once)
     pieces: dict[int, list[str]] = {}
     for report in split:
@@ -154,7 +154,7 @@ def _on_ray(config: Config, step: Step, count: int) -> Iterator[Report]:
     return run_on_ray(step, count, config.ray)
 
 
-def _at_once(inputs: Sequence[Input]) -> int:
+def inputs_at_once(inputs: Sequence[Input]) -> int:
     """Inputs that one step splits: one, or several where they are many and small."""
     size = max(1, sum(one.size for one in inputs))
     return max(1, min(len(inputs) // FEW_STEPS, len(inputs) * STEP_BYTES // size))
@@ -164,7 +164,8 @@ def _prepare_chosen(plan: Plan, chosen: Sequence[tuple[int, list[str]]], index: 
     return {"index": index, **prepare_pieces(plan, *chosen[index])}
 
 
-def _wants_ray(config: Config, inputs: Sequence[Input]) -> bool:
+def wants_ray(config: Config, inputs: Sequence[Input]) -> bool:
+    """True where the steps over these inputs run on a cluster."""
     if config.prepare.engine != "auto":
         return config.prepare.engine == "ray"
     return ray_runs() or sum(one.size for one in inputs) >= AUTO_LOCAL_BYTES

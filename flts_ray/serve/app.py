@@ -1,136 +1,197 @@
-"""The HTTP API of one process, thin over `predictor`.
+"""The HTTP API of one process, thin over `core`.
 
-Design choices: the same app serves in a replica, in plain uvicorn and in the parity check; the
-event loop only moves bytes, requests are read and models called in threads, so that health
-checks always answer; which model answers is settled once a request.
+Design choices: the same app serves in a replica, in plain uvicorn and in the parity check; its
+routes are looked up in a table and answered in plain ASGI, because a framework's routing costs as
+much as a small model, and only the API page goes through Starlette; who may call is asked before
+anything is read; which model answers is settled once a request.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
-from uuid import uuid4
+from dataclasses import dataclass
 
-from fastapi import FastAPI, Request, Response
+import orjson
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
-from flts_ray import __version__
-from flts_ray.serve.docs import add_docs, body_of
-from flts_ray.serve.engine import ModelSlot, ServedModel
-from flts_ray.serve.older import older_answer, older_question
-from flts_ray.serve.predictor import answer_of, describe, model_of, question_of
-from flts_ray.serve.problems import ProblemRoute, json_response, on_http_error, read_body
-from flts_ray.serve.schemas import (
-    ErrorAnswer,
-    ForecastAnswer,
-    ForecastRequest,
-    PredictAnswer,
-    PredictRequest,
-    parse_body,
+from flts_ray.errors import FltsError
+from flts_ray.serve import docs
+from flts_ray.serve.asgi import Answer, Call, Gone, PageSend, Receive, Scope, Send, reply
+from flts_ray.serve.core import Core
+from flts_ray.serve.door import Door
+from flts_ray.serve.engine import ModelSlot
+from flts_ray.serve.observe import Observer
+from flts_ray.serve.problems import (
+    CODES,
+    NotAllowed,
+    answer_to,
+    log_failure,
+    problem,
 )
-
-VERSION_HEADER = "x-flts-model-version"
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    413: {"model": ErrorAnswer, "description": "The body is too large"},
-    422: {"model": ErrorAnswer, "description": "The request cannot be used; `field` says where"},
-    503: {"model": ErrorAnswer, "description": "No champion is loaded, or too many requests wait"},
-}
-_Made = TypeVar("_Made")
+from flts_ray.serve.routes_bulk import BulkRoute
+from flts_ray.serve.routes_forecast import ForecastRoutes
+from flts_ray.serve.routes_kserve import TimeSeriesRoutes, answer_to_kserve
+from flts_ray.serve.routes_state import StateRoutes
 
 
-def build_app(slot: ModelSlot, background: Callable[[], Awaitable[None]] | None = None) -> FastAPI:
-    """The API over the model in `slot`; `background` runs while the app does."""
-    intake = ThreadPoolExecutor(2, thread_name_prefix="intake")
+@dataclass(frozen=True)
+class Served:
+    """A route: what answers a call, and in which shape it is refused."""
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.ensure_future(background()) if background else None
+    method: str
+    handle: Callable[[Call], Awaitable[Answer]]
+    refuse: Callable[[FltsError], Answer] = answer_to
+
+
+OTHER = "other"
+Background = Callable[[], Awaitable[None]]
+
+
+class Api(Starlette):
+    """The routes of the service before those of the page."""
+
+    def __init__(
+        self,
+        slot: ModelSlot,
+        background: Background | None = None,
+        door: Door | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.core = Core(slot, observer)
+        self._observer = observer
+        self._door = door
+        self._background = background
+        self._served = _table(self.core, door)
+        title = f"{slot.name} forecasts"
+        document = orjson.dumps(docs.openapi(title, door is not None))
+
+        async def openapi(_: Request) -> Response:
+            return Response(document, media_type="application/json")
+
+        async def page(_: Request) -> Response:
+            return Response(docs.page(title), media_type="text/html")
+
+        assets = StaticFiles(packages=[("fastapi_swagger", "resources")])
+        super().__init__(
+            routes=[
+                Route("/openapi.json", openapi, methods=["GET"]),
+                Route("/docs", page, methods=["GET"]),
+                Mount("/docs/assets", assets),
+            ],
+            exception_handlers={HTTPException: _on_http_error},
+            lifespan=_lifespan,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        call = Call(scope, receive)
+        served = self._served.get(call.path)
+        status = 500
         try:
-            yield
+            refused = self._refused(call)
+            if refused is None and served is None:
+                status = await self._page(call, send)
+                return
+            answer = refused or await self._answer(call, served)
+            status = answer.status
+            await reply(call, answer, send)
+        except Exception:
+            log_failure(call)  # in the middle of an answer: nothing can be said any more
+            raise
         finally:
-            if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
-            intake.shutdown(wait=False, cancel_futures=True)
+            if self._observer is not None:
+                route = OTHER if served is None else call.path
+                self._observer.request(route, status, time.perf_counter() - call.arrived)
 
-    app = FastAPI(
-        title=f"{slot.name} forecasts",
-        version=__version__,
-        description="Forecasts with quantiles from the champion of the model registry.",
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        exception_handlers={HTTPException: on_http_error},
-    )
-    app.router.route_class = ProblemRoute
-    _add_health(app, slot)
-    _add_forecasts(app, slot, intake)
-    add_docs(app)
-    return app
+    def _refused(self, call: Call) -> Answer | None:
+        """The answer to a call that is not let in."""
+        try:
+            if self._door is not None:
+                self._door.admit(call.path, call.headers.get(b"authorization"))
+        except FltsError as error:
+            return answer_to(error)
+        return None
 
+    async def _answer(self, call: Call, served: Served | None) -> Answer:
+        assert served is not None  # pages are answered elsewhere
+        try:
+            if call.scope["method"] != served.method:
+                told = f"{call.scope['method'][:20]} {call.path}: Method Not Allowed"
+                raise NotAllowed(told, (served.method,))
+            return await served.handle(call)
+        except FltsError as error:
+            return served.refuse(error)
+        except Gone:
+            return Answer(b"", 499)  # nginx's code for a caller that closed the connection
+        except Exception:  # noqa: BLE001 -- the last line before the caller
+            return problem(500, "internal", log_failure(call), None)
 
-def _add_health(app: FastAPI, slot: ModelSlot) -> None:
-    @app.get("/healthz", summary="The process is alive")
-    async def healthz() -> Response:
-        return json_response({"status": "ok"})
-
-    @app.get("/readyz", summary="A champion is loaded", responses={503: _REFUSALS[503]})
-    async def readyz() -> Response:
-        model = slot.require().model
-        return _answer(model, {"ready": True, "model": model_of(model)})
-
-    @app.get("/v1/model", summary="The champion and its contract", responses={503: _REFUSALS[503]})
-    async def model() -> Response:
-        champion = slot.require().model
-        return _answer(champion, describe(champion))
-
-
-def _add_forecasts(app: FastAPI, slot: ModelSlot, intake: ThreadPoolExecutor) -> None:
-    limits = slot.limits
-
-    async def offload(work: Callable[[], _Made]) -> _Made:
-        return await asyncio.get_running_loop().run_in_executor(intake, work)
-
-    @app.post(
-        "/v1/forecast",
-        summary="Forecast one or many series",
-        responses={200: {"model": ForecastAnswer}, **_REFUSALS},
-        openapi_extra=body_of(ForecastRequest),
-    )
-    async def forecast(request: Request) -> Response:
-        engine = slot.require()
-        body = await read_body(request, limits.max_body_bytes)
-        question = await offload(
-            lambda: question_of(parse_body(ForecastRequest, body), engine.model, limits),
-        )
-        made = await engine.forecast(question.windows)
-        return await offload(
-            lambda: _answer(engine.model, answer_of(question, made, engine.model, uuid4().hex)),
-        )
-
-    @app.post(
-        "/predict",
-        summary="Forecast the target columns of a table (older body)",
-        responses={200: {"model": PredictAnswer}, **_REFUSALS},
-        openapi_extra=body_of(PredictRequest),
-    )
-    async def predict(request: Request) -> Response:
-        engine = slot.require()
-        body = await read_body(request, limits.max_body_bytes)
-        question, columns = await offload(
-            lambda: older_question(
-                parse_body(PredictRequest, body), engine.model, limits.max_points
-            ),
-        )
-        made = await engine.forecast(question.windows)
-        return _answer(
-            engine.model, older_answer(question, columns, made, engine.model, uuid4().hex)
-        )
+    async def _page(self, call: Call, send: Send) -> int:
+        """Returns the status that was sent."""
+        sending = PageSend(send, call)
+        try:
+            await super().__call__(call.scope, call.receive, sending)
+        except Exception:  # noqa: BLE001 -- the last line before the caller
+            log_failure(call)
+        return sending.status
 
 
-def _answer(model: ServedModel, payload: dict[str, Any]) -> Response:
-    return json_response(payload, headers={VERSION_HEADER: model.version})
+def build_app(
+    slot: ModelSlot,
+    background: Background | None = None,
+    door: Door | None = None,
+    observer: Observer | None = None,
+) -> Api:
+    """The API over the model in `slot`; `background` runs while the app does.
+
+    door: who may call; None: everybody who reaches the port. observer: is told of every answer.
+    """
+    return Api(slot, background, door, observer)
+
+
+def _table(core: Core, door: Door | None) -> dict[str, Served]:
+    state, single, series = StateRoutes(core, door), ForecastRoutes(core), TimeSeriesRoutes(core)
+    return {
+        "/healthz": Served("GET", state.healthz),
+        "/readyz": Served("GET", state.readyz),
+        "/v1/model": Served("GET", state.model),
+        "/v1/forecast": Served("POST", single.forecast),
+        "/v1/forecast:batch": Served("POST", BulkRoute(core).batch),
+        "/v1/timeseries/forecast": Served("POST", series.forecast, answer_to_kserve),
+        "/v1/timeseries/models": Served("GET", series.models, answer_to_kserve),
+        "/predict": Served("POST", single.predict),
+        "/v1/admin/state": Served("GET", state.state),
+    }
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    assert isinstance(app, Api)  # nothing else is built with this lifespan
+    task = asyncio.ensure_future(app._background()) if app._background else None
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        app.core.close()
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Unknown path or method."""
+    assert isinstance(error, HTTPException)  # it is registered for this type alone
+    told = f"{request.method[:20]} {request.url.path[:200]}: {error.detail}"
+    answer = problem(error.status_code, CODES.get(error.status_code, "error"), told, None)
+    headers = dict(error.headers or {})
+    return Response(answer.body, error.status_code, headers, "application/json")

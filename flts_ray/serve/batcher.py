@@ -1,31 +1,46 @@
-"""Micro-batching without a timer.
+"""Micro-batching that waits only where waiting pays.
 
 Design choices: one batch is in flight and the next one gathers meanwhile, so a lone request
-waits for nobody and a crowd shares one call of the model; the work runs in an executor, so the
-event loop stays free for health checks; an item's failure is a value of its own, so that one bad
-item does not fail its neighbours.
+waits for nobody and a crowd shares one call of the model; while a crowd is smaller than the last
+batch was, the next one waits a little for the rest, never longer than a fifth of a batch; the work
+runs in an executor, so the event loop stays free for health checks; work whose deadline passed is
+dropped before it begins; an item's failure is a value of its own, so that one bad item does not
+fail its neighbours.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from flts_ray.errors import Unavailable
+from flts_ray.errors import Expired, Overloaded
 
+PATIENCE = 0.2
+"""Most share of a batch's time that the next one waits."""
+MEMORY = 0.8
+"""Weight of the past in the running mean of the time that one unit of weight takes."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[Item, Result]):
+    item: Item
+    weight: int
+    future: asyncio.Future[Result]
 
 
 class Batcher(Generic[Item, Result]):
     """Gathers items of concurrent callers into batches of at most `max_weight`.
 
     `run` gets the items of one batch in the executor and returns one result or exception for
-    each. A single item heavier than `max_weight` is a batch of its own. More than `max_waiting`
-    waiting items are refused with Unavailable.
+    each. A single item heavier than `max_weight` is a batch of its own. With `max_waiting` items
+    waiting, more are refused. `batches` and `weight` count what ran since the start.
     """
 
     def __init__(
@@ -36,41 +51,77 @@ class Batcher(Generic[Item, Result]):
         weigh: Callable[[Item], int],
         max_weight: int,
         max_waiting: int,
+        max_wait_s: float = 0.0,
     ) -> None:
         self._run = run
         self._executor = executor
         self._weigh = weigh
         self._max_weight = max_weight
         self._max_waiting = max_waiting
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._max_wait_s = max_wait_s
+        self._waiting: deque[_Waiting[Item, Result]] = deque()
+        self._queued_weight = 0
         self._worker: asyncio.Task[None] | None = None
+        self._last_items = 0
+        self._batch_s = 0.0
+        self._unit_s = 0.0
+        self.batches = 0
+        self.weight = 0
 
-    async def submit(self, item: Item) -> Result:
-        """The item's result; raises what `run` gave for it."""
+    @property
+    def queued(self) -> int:
+        """Items that wait now."""
+        return len(self._waiting)
+
+    @property
+    def backlog_s(self) -> float:
+        """About how long the work takes that waits now."""
+        return self._batch_s + self._queued_weight * self._unit_s
+
+    async def submit(self, item: Item, deadline: float | None = None) -> Result:
+        """The item's result; raises what `run` gave for it.
+
+        deadline: `time.monotonic()` after which nobody wants the result; Expired is raised then.
+        Raises Overloaded if too many wait already.
+        """
+        loop = asyncio.get_running_loop()
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise _expired()
         if len(self._waiting) >= self._max_waiting:
-            raise Unavailable(
-                f"{len(self._waiting)} requests already wait here; repeat a little later"
+            raise Overloaded(
+                f"{len(self._waiting)} requests already wait here; repeat a little later",
+                self.backlog_s,
             )
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
+        waiting = _Waiting(item, self._weigh(item), loop.create_future())
+        timer = None if left is None else loop.call_later(left, _expire, waiting.future)
+        self._waiting.append(waiting)
+        self._queued_weight += waiting.weight
         if self._worker is None:
             self._worker = asyncio.create_task(self._drain())
-        return await future
+        try:
+            return await waiting.future
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
-        results: Sequence[Result | Exception]
         try:
             while batch := self._next_batch():
-                items = [item for item, _ in batch]
-                try:
-                    call = loop.run_in_executor(self._executor, self._attempt, items)
-                    results = await call
-                except RuntimeError as error:  # the executor was shut down
-                    results = [error] * len(items)
-                _settle(batch, results)
+                begin = time.monotonic()
+                _settle(batch, await self._call([one.item for one in batch]))
+                self._learn(batch, time.monotonic() - begin)
+                if (pause := self._pause()) > 0:
+                    await asyncio.sleep(pause)
         finally:
             self._worker = None
+
+    async def _call(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._executor, self._attempt, items)
+        except RuntimeError as error:  # the executor was shut down
+            return [error] * len(items)
 
     def _attempt(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
         try:
@@ -78,28 +129,51 @@ class Batcher(Generic[Item, Result]):
         except Exception as error:  # noqa: BLE001 -- handed to every caller of the batch
             return [error] * len(items)
 
-    def _next_batch(self) -> list[tuple[Item, asyncio.Future[Result]]]:
-        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+    def _learn(self, batch: Sequence[_Waiting[Item, Result]], seconds: float) -> None:
+        weight = sum(one.weight for one in batch)
+        self.batches += 1
+        self.weight += weight
+        unit = seconds / max(weight, 1)
+        self._unit_s = unit if self._unit_s == 0 else MEMORY * self._unit_s + (1 - MEMORY) * unit
+        self._batch_s = seconds
+        self._last_items = len(batch)
+
+    def _pause(self) -> float:
+        """Seconds to wait for more; 0 when nobody or a whole batch waits."""
+        if not 0 < len(self._waiting) < self._last_items:
+            return 0.0
+        return min(self._max_wait_s, PATIENCE * self._batch_s)
+
+    def _next_batch(self) -> list[_Waiting[Item, Result]]:
+        batch: list[_Waiting[Item, Result]] = []
         weight = 0
         while self._waiting:
-            item, future = self._waiting[0]
-            if future.done():  # its caller went away
-                self._waiting.popleft()
-                continue
-            weight += self._weigh(item)
-            if batch and weight > self._max_weight:
+            first = self._waiting[0]
+            gone = first.future.done()  # its caller went away, or its deadline passed
+            if batch and not gone and weight + first.weight > self._max_weight:
                 break
-            batch.append(self._waiting.popleft())
+            self._waiting.popleft()
+            self._queued_weight -= first.weight
+            if not gone:
+                batch.append(first)
+                weight += first.weight
         return batch
 
 
-def _settle(
-    batch: Sequence[tuple[Item, asyncio.Future[Result]]], results: Sequence[Result | Exception]
-) -> None:
-    for (_, future), result in zip(batch, results, strict=True):
-        if future.done():
+def _expired() -> Expired:
+    return Expired("the request's deadline passed before its forecast was made; nothing was done")
+
+
+def _expire(future: asyncio.Future[Result]) -> None:
+    if not future.done():
+        future.set_exception(_expired())
+
+
+def _settle(batch: Sequence[_Waiting[Item, Result]], results: Sequence[Result | Exception]) -> None:
+    for one, result in zip(batch, results, strict=True):
+        if one.future.done():
             continue
         if isinstance(result, Exception):
-            future.set_exception(result)
+            one.future.set_exception(result)
         else:
-            future.set_result(result)
+            one.future.set_result(result)

@@ -8,7 +8,7 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +22,10 @@ from flts_ray.models.base import Fitted, Forecast
 from flts_ray.panel import steps_after
 from flts_ray.prepare.arrays import SeriesArrays, Windows
 from flts_ray.serve.batcher import Batcher
+from flts_ray.serve.challenge import belongs_to_challenger
 from flts_ray.serve.history import calendar_of
+from flts_ray.serve.load import Load
+from flts_ray.serve.observe import Role
 
 
 class KnownSeries(Protocol):
@@ -36,13 +39,17 @@ class KnownSeries(Protocol):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A fitted model with its place in the registry; `known` is the data it was fitted on."""
+    """A fitted model with its place in the registry; `known` is the data it was fitted on.
+
+    `made_at` is when it was registered, in seconds since 1970.
+    """
 
     name: str
     version: str
     digest: str
     fitted: Fitted
     known: KnownSeries | None = None
+    made_at: float | None = None
 
     @cached_property
     def position(self) -> dict[str, int]:
@@ -53,8 +60,16 @@ class ServedModel:
 class Engine:
     """A model and its batcher. Make it inside the event loop that serves it."""
 
-    def __init__(self, model: ServedModel, limits: ServeConfig, thread: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        limits: ServeConfig,
+        thread: ThreadPoolExecutor,
+        load: Load | None = None,
+    ) -> None:
         self.model = model
+        self.role: Role = "champion"
+        self._load = load or Load()
         self._max_batch = limits.max_batch
         self._batcher = Batcher[Windows, Forecast](
             self._run,
@@ -62,11 +77,34 @@ class Engine:
             weigh=len,
             max_weight=limits.max_batch,
             max_waiting=limits.max_queued_requests,
+            max_wait_s=limits.max_wait_ms / 1e3,
         )
 
-    async def forecast(self, windows: Windows) -> Forecast:
-        """Forecast one request's windows together with those of others."""
-        return await self._batcher.submit(windows)
+    @property
+    def queued(self) -> int:
+        """Requests that wait for the model now."""
+        return self._batcher.queued
+
+    @property
+    def batches(self) -> int:
+        """Calls of the model since the start."""
+        return self._batcher.batches
+
+    @property
+    def batch_series(self) -> int:
+        """Series in all those calls."""
+        return self._batcher.weight
+
+    async def forecast(self, windows: Windows, deadline: float | None = None) -> Forecast:
+        """Forecast one request's windows together with those of others.
+
+        deadline: `time.monotonic()` after which the answer is worthless. Raises Expired then,
+        and Overloaded when too many requests wait.
+        """
+        arrived = self._load.arrived()
+        made = await self._batcher.submit(windows, deadline)
+        self._load.answered(arrived)
+        return made
 
     def _run(self, items: Sequence[Windows]) -> list[Forecast | Exception]:
         return forecast_each(self.model.fitted, items, self._max_batch)
@@ -79,10 +117,32 @@ class ModelSlot:
         self.name = name
         self.limits = limits
         self.engine: Engine | None = None
+        self.load = Load()
+        self.challenger_failed: Callable[[ServedModel, str], None] = _unheard
+        """Told of a challenger that failed where the champion did not, and of the error."""
+        self._challenger: Engine | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     def install(self, model: ServedModel) -> None:
-        self.engine = Engine(model, self.limits, self._thread)
+        """Serve this model from the next request on."""
+        self.engine = Engine(model, self.limits, self._thread, self.load)
+
+    def install_challenger(self, model: ServedModel | None) -> None:
+        """Hold this model beside the champion, or none."""
+        if model is None:
+            self._challenger = None
+            return
+        engine = Engine(model, self.limits, self._thread, self.load)
+        engine.role = "canary"
+        self._challenger = engine
+
+    @property
+    def champion(self) -> ServedModel | None:
+        return None if self.engine is None else self.engine.model
+
+    @property
+    def challenger(self) -> ServedModel | None:
+        return None if self._challenger is None else self._challenger.model
 
     def require(self) -> Engine:
         """The engine. Raises Unavailable that holds the command which makes a champion."""
@@ -93,8 +153,21 @@ class ModelSlot:
             )
         return self.engine
 
+    def engine_for(self, unique_id: str) -> Engine:
+        """The engine that answers requests about this series. Raises like `require`."""
+        champion, challenger = self.require(), self._challenger
+        share = self.limits.canary.share
+        if challenger is None or not belongs_to_challenger(unique_id, share):
+            return champion
+        return challenger
+
     def close(self) -> None:
+        """Stop the thread; what waits for it fails."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _unheard(model: ServedModel, error: str) -> None:
+    """Nobody keeps a challenger here."""
 
 
 def forecast_each(

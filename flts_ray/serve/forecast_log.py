@@ -6,7 +6,7 @@ touches again, so a reader sees whole files and two replicas never meet; what th
 take stays in a bounded buffer and is tried again; rows are numbered, so that a gap in a replica's
 numbers is a loss somebody can count.
 
-Layout: `forecasts/<name>/date=<UTC day>/<replica>-<first row>.parquet`.
+Layout: `forecasts/<name>/date=<UTC day>/<replica>-<first row>.parquet`; columns: `log_table.py`.
 """
 
 from __future__ import annotations
@@ -19,66 +19,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import structlog
 
 from flts_ray.config_serve import ForecastLogConfig
 from flts_ray.errors import FltsError
-from flts_ray.models.base import Forecast
-from flts_ray.serve.observe import Made, Role
+from flts_ray.serve.log_entry import Entry
+from flts_ray.serve.observe import Made
 from flts_ray.store import Store
 
 FILE_BYTES = 16 * 2**20
 """Forecasts, by their size in memory, that go into one file."""
 CLOSE_S = 10.0
 """How long a replica that stops tries to write what it has."""
-STAMP = pa.timestamp("us", tz="UTC")
-SCHEMA = pa.schema(
-    {
-        "row": pa.int64(),
-        "forecast_id": pa.string(),
-        "unique_id": pa.string(),
-        "origin": STAMP,
-        "made_at": STAMP,
-        "version": pa.string(),
-        "digest": pa.string(),
-        "role": pa.dictionary(pa.int8(), pa.string()),
-        "degraded": pa.bool_(),
-        "horizon": pa.int32(),
-        "mean": pa.list_(pa.float32()),
-        "levels": pa.list_(pa.float64()),
-        "quantiles": pa.list_(pa.float32()),
-        "latency_ms": pa.float32(),
-    }
-)
-"""A row is one series of one answer. `quantiles` holds all levels of the first step, then those of
-the second; `row` counts the rows of one replica from 0."""
 _log = structlog.get_logger("flts_ray.serve")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One answer as it waits: without the history that the model saw, which may be long."""
-
-    made_us: int
-    forecast_id: str
-    version: str
-    digest: str
-    role: Role
-    degraded: bool
-    horizon: int
-    seconds: float
-    forecast: Forecast
-
-    @property
-    def size(self) -> int:
-        return int(self.forecast.quantiles.nbytes + self.forecast.mean.nbytes)
-
-    @property
-    def rows(self) -> int:
-        return len(self.forecast.ids)
 
 
 @dataclass
@@ -228,66 +181,13 @@ class ForecastLog:
         self._stuck = None
 
     def _file(self, entries: Sequence[Entry]) -> _File:
+        # A replica that has answered nothing yet does without the weight of Arrow.
+        from flts_ray.serve.log_table import encoded
+
         first = self._next_row
-        table = table_of(entries, first)
-        self._next_row += table.num_rows
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", compression_level=1)
+        body = encoded(entries, first)
+        rows = sum(entry.rows for entry in entries)
+        self._next_row += rows
         day = datetime.fromtimestamp(entries[0].made_us / 1e6, UTC).date()
         key = f"forecasts/{self._name}/date={day}/{self._replica}-{first:012d}.parquet"
-        return _File(key, sink.getvalue().to_pybytes(), table.num_rows)
-
-
-def table_of(entries: Sequence[Entry], first_row: int) -> pa.Table:
-    """Entries as rows of `SCHEMA`, one a series; `first_row` is the number of the first one."""
-    counts = [entry.rows for entry in entries]
-    total = sum(counts)
-
-    def spread(values: Sequence[object]) -> np.ndarray:
-        return np.repeat(np.array(values, dtype=object), counts)
-
-    def lists(parts: Sequence[np.ndarray], kind: pa.DataType) -> pa.ListArray:
-        """parts: [rows, width] each."""
-        widths = np.repeat([part.shape[1] for part in parts], counts)
-        borders = np.concatenate([[0], np.cumsum(widths)]).astype(np.int32)
-        flat = np.concatenate([part.ravel() for part in parts])
-        return pa.ListArray.from_arrays(pa.array(borders), pa.array(flat, type=kind))
-
-    forecasts = [entry.forecast for entry in entries]
-    steps = [entry.horizon for entry in entries]
-    mean = [f.mean[:, :h].astype(np.float32) for f, h in zip(forecasts, steps, strict=True)]
-    quantiles = [
-        f.quantiles[:, :h].astype(np.float32).reshape(len(f.ids), h * len(f.levels))
-        for f, h in zip(forecasts, steps, strict=True)
-    ]
-    levels = [np.tile(np.asarray(f.levels), (len(f.ids), 1)) for f in forecasts]
-    columns = {
-        "row": np.arange(first_row, first_row + total),
-        "forecast_id": spread([entry.forecast_id for entry in entries]),
-        "unique_id": [name for f in forecasts for name in f.ids],
-        "origin": pa.array(np.concatenate([f.origin_us for f in forecasts]), STAMP),
-        "made_at": pa.array(np.repeat([entry.made_us for entry in entries], counts), STAMP),
-        "version": spread([entry.version for entry in entries]),
-        "digest": spread([entry.digest for entry in entries]),
-        "role": pa.array(spread([entry.role for entry in entries])).dictionary_encode().cast(
-            SCHEMA.field("role").type
-        ),
-        "degraded": np.repeat([entry.degraded for entry in entries], counts),
-        "horizon": np.repeat(np.array(steps, np.int32), counts),
-        "mean": lists(mean, pa.float32()),
-        "levels": lists(levels, pa.float64()),
-        "quantiles": lists(quantiles, pa.float32()),
-        "latency_ms": np.repeat(np.array([e.seconds * 1e3 for e in entries], np.float32), counts),
-    }  # fmt: skip
-    return pa.table(columns, schema=SCHEMA)
-
-
-def read_log(store: Store, name: str, day: str | None = None) -> pa.Table:
-    """Everything recorded for a model, or that of one UTC day (YYYY-MM-DD), file by file."""
-    prefix = f"forecasts/{name}" + (f"/date={day}" if day else "")
-    tables = [
-        pq.read_table(pa.BufferReader(store.get(found.key)))
-        for found in store.list(prefix)
-        if found.key.endswith(".parquet")
-    ]
-    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+        return _File(key, body, rows)

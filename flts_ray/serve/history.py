@@ -90,7 +90,7 @@ def parse_stamps(stamps: Sequence[str], time_zone: str, field: str) -> np.ndarra
     return found
 
 
-def numbers(values: Sequence[float | None], field: str) -> np.ndarray:
+def numbers(values: Sequence[float | None] | np.ndarray, field: str) -> np.ndarray:
     """float64 with NaN for every missing or non-finite value. Raises DataError beyond 1e30."""
     found = np.array(values, dtype=np.float64)
     found[~np.isfinite(found)] = np.nan

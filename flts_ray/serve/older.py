@@ -13,15 +13,11 @@ from typing import Any
 from flts_ray.errors import DataError
 from flts_ray.models.base import Forecast
 from flts_ray.serve.engine import ServedModel
-from flts_ray.serve.predictor import (
-    Question,
-    check_finite,
-    stamps_of,
-    wanted_horizon,
-    windows_of,
-)
-from flts_ray.serve.rows import Named
-from flts_ray.serve.schemas import Column, PredictRequest, SeriesRequest
+from flts_ray.serve.laying import windows_of
+from flts_ray.serve.predictor import Question, check_finite, wanted_horizon
+from flts_ray.serve.rows import AskedSeries
+from flts_ray.serve.schemas import Column, PredictRequest
+from flts_ray.serve.stamps import step_stamps
 
 
 def older_question(
@@ -51,8 +47,7 @@ def older_question(
     ahead = spec.task.horizon if spec.contract.known_future else 0
     end = _history_end(targets, len(stamps), ahead)
     asked = [
-        Named(_series(request, model, stamps, values, end), f"{name}.", _id(name, model))
-        for name, values in targets.items()
+        _series(request, model, stamps, name, values[:end]) for name, values in targets.items()
     ]
     try:
         windows = windows_of(asked, model)
@@ -102,18 +97,21 @@ def _history_end(targets: dict[str, Column], rows: int, ahead: int) -> int:
 
 
 def _series(
-    request: PredictRequest, model: ServedModel, stamps: list[str], values: Column, end: int
-) -> SeriesRequest:
-    contract = model.fitted.spec.contract
-    return SeriesRequest.model_construct(
+    request: PredictRequest, model: ServedModel, stamps: list[str], name: str, values: Column
+) -> AskedSeries:
+    contract, end = model.fitted.spec.contract, len(values)
+    return AskedSeries(
+        field=f"{name}.",
+        id=_id(name, model),
+        named=False,
         ds=stamps[:end],
-        y=values[:end],
+        y=values,
         known_future={name: _numbers(request, name) for name in contract.known_future},
         past={name: _numbers(request, name)[:end] for name in contract.past},
         static={
             name: value
             for name in contract.static
-            if name in request.data and (value := _numbers(request, name)[0]) is not None
+            if name in request.data and (value := request.data[name][0]) is not None
         },
     )
 
@@ -150,7 +148,8 @@ def older_answer(
     steps = question.horizon
     mean = forecast.mean[:, :steps]
     check_finite(mean, forecast.quantiles[:, :steps], forecast.ids)
-    rows = zip(stamps_of(forecast, steps, model)[0], mean.T.tolist(), strict=True)
+    stamps = step_stamps(int(forecast.origin_us[0]), steps, model.fitted.spec.contract)
+    rows = zip(stamps, mean.T.tolist(), strict=True)
     return {
         "status": "SUCCESS",
         "run_id": forecast_id,

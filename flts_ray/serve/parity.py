@@ -1,8 +1,9 @@
 """Do forecasts over HTTP equal those made in memory?
 
-Design choices: the model is loaded again from its artifact and asked through a real socket with
-raw history, so that everything a caller meets is compared: the artifact, the grid, the calendar
-and JSON; nothing is left out: every window, step, mean and level counts.
+Design choices: the model is loaded again as replicas load it, its networks exported, and asked
+through a real socket with raw history, so that everything a caller meets is compared: the
+artifact, the export, the grid, the calendar and JSON; nothing is left out: every window, step,
+mean and level counts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from flts_ray.config_serve import ServeConfig
 from flts_ray.errors import Unavailable
 from flts_ray.models import artifact
 from flts_ray.models.base import Fitted, Forecast
+from flts_ray.models.lean import lean_copy, load_lean
 from flts_ray.panel import steps_after
 from flts_ray.prepare.arrays import Windows
 from flts_ray.serve.app import build_app
@@ -55,7 +57,8 @@ def check_parity(
     series scale. Raises ArtifactError for a damaged artifact, Unavailable if no port opens.
     """
     offline = fitted.forecast(windows)
-    loaded = artifact.load(artifact_folder)
+    with lean_copy(artifact_folder) as lean:
+        loaded = load_lean(lean)
     served = ServedModel(name, "candidate", artifact.digest(artifact_folder), loaded)
     step = POINTS_PER_REQUEST // (windows.lookback + windows.horizon)
     step = min(max(step, 1), SERIES_PER_REQUEST)

@@ -1,103 +1,96 @@
 """Every failure as one JSON shape: `{"error": {"code", "message", "field"}}`.
 
-Design choices: the message of an expected error is meant for the caller and is sent as it is;
-an unexpected one is logged with its trace and the caller only learns that it happened; the shape
-is made around the routes, so that no framework page ever answers in place of it.
+Design choices: the message of an expected error is meant for the caller and is sent as it is; an
+unexpected one is logged with its trace and the caller only learns that it happened and under
+which request id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any
+import math
 
-import orjson
 import structlog
-from fastapi import Request, Response
-from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
-from flts_ray.errors import DataError, FltsError, Unavailable
+from flts_ray.errors import DataError, Expired, FltsError, Overloaded, Unavailable
+from flts_ray.serve.asgi import Answer, Call, Header, json_answer
 
-CLIENT_GONE = 499  # nginx's code for a caller that closed the connection
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 422: "bad_request"}
+CODES = {
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "unsupported_media_type",
+    422: "bad_request",
+    429: "overloaded",
+    503: "unavailable",
+    504: "expired",
+}
+INTERNAL = "the server failed on this request; its log tells why under request id "
 _log = structlog.get_logger("flts_ray.serve")
 
 
-class BodyTooLarge(DataError):
-    """The request body is larger than `serve.max_body_bytes`: send it in parts."""
+class NotFound(FltsError):
+    """Nothing is served at this path."""
 
-    status = 413
-
-
-def json_response(
-    payload: Any, status: int = 200, headers: dict[str, str] | None = None
-) -> Response:
-    body = orjson.dumps(payload)
-    return Response(body, status, headers, media_type="application/json")
+    status = 404
 
 
-def problem_response(status: int, code: str, message: str, field: str | None = None) -> Response:
-    headers = {"retry-after": "1"} if status == Unavailable.status else None
-    payload = {"error": {"code": code, "message": message, "field": field}}
-    return json_response(payload, status, headers)
+class NotAllowed(FltsError):
+    """The path has no such method; `methods` it has."""
+
+    status = 405
+
+    def __init__(self, message: str, methods: tuple[str, ...]) -> None:
+        self.methods = methods
+        super().__init__(message)
 
 
-def response_of(error: FltsError) -> Response:
+class UnsupportedMedia(FltsError):
+    """The body is of a kind that this route does not read."""
+
+    status = 415
+
+
+def code_of(error: FltsError) -> str:
+    """The word that stands for this kind of failure."""
+    return CODES.get(error.status, "error")
+
+
+def field_of(error: FltsError) -> str | None:
+    """The field of the request that a refusal is about."""
+    return error.field if isinstance(error, DataError) else None
+
+
+def answer_to(error: FltsError) -> Answer:
     """The answer to an expected error."""
-    default = "unavailable" if error.status == Unavailable.status else "error"
-    field = error.field if isinstance(error, DataError) else None
-    return problem_response(error.status, _CODES.get(error.status, default), str(error), field)
+    return problem(error.status, code_of(error), str(error), field_of(error), headers_of(error))
 
 
-async def on_http_error(request: Request, error: Exception) -> Response:
-    """Unknown path or method."""
-    assert isinstance(error, HTTPException)  # it is registered for this type alone
-    code = _CODES.get(error.status_code, "error")
-    return problem_response(
-        error.status_code, code, f"{request.method} {request.url.path[:200]}: {error.detail}"
+def headers_of(error: FltsError) -> tuple[Header, ...]:
+    """When to come again, or how to be let in."""
+    if isinstance(error, Overloaded):
+        wait = max(1, math.ceil(min(error.retry_after_s, 3600)))
+        return ((b"retry-after", b"%d" % wait),)
+    if isinstance(error, Unavailable | Expired):
+        return ((b"retry-after", b"1"),)
+    if isinstance(error, NotAllowed):
+        return ((b"allow", ", ".join(error.methods).encode()),)
+    if error.status == 401:
+        return ((b"www-authenticate", b'Bearer realm="flts"'),)
+    return ()
+
+
+def problem(
+    status: int, code: str, message: str, field: str | None, headers: tuple[Header, ...] = ()
+) -> Answer:
+    return json_answer(
+        {"error": {"code": code, "message": message, "field": field}}, status, headers
     )
 
 
-class ProblemRoute(APIRoute):
-    """A route whose failures have the one shape."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def guarded(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except FltsError as error:
-                return response_of(error)
-            except ClientDisconnect:
-                return Response(status_code=CLIENT_GONE)
-            except HTTPException:
-                raise
-            except Exception:  # noqa: BLE001 -- the last line before the caller
-                _log.exception("request_failed", path=request.url.path)
-                return problem_response(
-                    500, "internal", "the server failed on this request; its log has the details"
-                )
-
-        return guarded
-
-
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Raises BodyTooLarge as soon as it is known to be."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > max_bytes:
-        raise _too_large(max_bytes)
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _too_large(max_bytes: int) -> BodyTooLarge:
-    return BodyTooLarge(
-        f"body: larger than {max_bytes} bytes; send fewer series or a shorter history", field="body"
-    )
+def log_failure(call: Call) -> str:
+    """Log the exception in hand; returns what the caller may know."""
+    request_id = call.id.decode()
+    _log.exception("request_failed", path=call.path[:200], request_id=request_id)
+    return INTERNAL + request_id

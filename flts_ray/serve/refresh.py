@@ -33,14 +33,18 @@ class Ref(Protocol):
 
 
 class ModelSource(Protocol):
-    """Where champions come from. Both methods may block and raise FltsError."""
+    """Where champions and challengers come from. All methods may block and raise FltsError."""
 
     def current(self) -> Ref | None:
         """The champion now, None without one."""
         ...
 
+    def challenger(self) -> Ref | None:
+        """The challenger now, None without one."""
+        ...
+
     def load(self, ref: Any) -> ServedModel:
-        """Fetch and check the champion that `current` gave."""
+        """Fetch and check what one of the others gave."""
         ...
 
 
@@ -52,6 +56,7 @@ class Refresher:
         self._slot = slot
         self._poll_s = poll_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="refresh")
+        self._looking = asyncio.Lock()
         self._said = ""
         self._failed: tuple[str, str] | None = None
         self._failures = 0
@@ -65,6 +70,10 @@ class Refresher:
 
     async def step(self) -> None:
         """One look. Never raises for anything that the source does."""
+        async with self._looking:
+            await self._look()
+
+    async def _look(self) -> None:
         ref = await self._attempt("champion_unreachable", self._source.current)
         if ref is None:
             return

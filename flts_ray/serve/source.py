@@ -1,8 +1,8 @@
 """Champions of the model registry, loaded for serving.
 
 Design choices: prepared data are opened when a request first names one of their series, because
-a model serves without them; the latest few series stay in memory, because dashboards ask for the
-same ones again.
+a model serves without them, and so are the libraries that read them; the latest few series stay in
+memory, because dashboards ask for the same ones again.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from threading import Lock
 
 from flts_ray.champion import ChampionReader, ChampionRef
 from flts_ray.errors import ArtifactError, Unavailable
-from flts_ray.models import artifact
+from flts_ray.models.lean import load_lean
 from flts_ray.prepare.arrays import SeriesArrays
-from flts_ray.prepare.loading import open_prepared
 from flts_ray.serve.engine import ServedModel
 
 KEEP_SERIES = 256
@@ -34,14 +33,27 @@ class RegistrySource:
         """The champion now. Raises Unavailable where MLflow does not answer."""
         return self._reader.current()
 
+    def challenger(self) -> ChampionRef | None:
+        """The challenger now. Raises Unavailable where MLflow does not answer."""
+        return self._reader.current("challenger")
+
     def load(self, ref: ChampionRef) -> ServedModel:
         """Fetch, check and restore it. Raises ArtifactError for a damaged one."""
-        fitted = artifact.load(self._reader.fetch(ref))
+        fitted = load_lean(self._reader.fetch(ref.lean))
 
         def read(ids: Sequence[str]) -> SeriesArrays:
+            from flts_ray.prepare.loading import open_prepared
+
             return open_prepared(self._store_uri, ref.prepared_hash).arrays(ids)
 
-        return ServedModel(self._name, str(ref.version), ref.digest, fitted, RecentSeries(read))
+        return ServedModel(
+            self._name,
+            str(ref.version),
+            ref.digest,
+            fitted,
+            RecentSeries(read),
+            ref.created_ms / 1e3,
+        )
 
 
 class RecentSeries:

@@ -26,6 +26,8 @@ from flts_ray.serve.observe import Made, Observer
 
 QUEUE = 512
 """Series that may wait to be judged; their histories are held meanwhile."""
+PER_SECOND = 100
+"""Series that are judged a second: enough to know, and little beside the traffic."""
 TIMED_EACH = 8
 """A shadow is timed against the champion on one in so many answers."""
 _log = structlog.get_logger("flts_ray.serve")
@@ -53,6 +55,7 @@ class Watcher:
         self._shadowed = 0
         self._waiting: deque[Made] = deque()
         self._series = 0
+        self._second, self._judged = 0, 0
         self._some = threading.Condition()
         self._closing = False
         self._busy = False
@@ -68,10 +71,14 @@ class Watcher:
             return
         series = len(made.windows)
         with self._some:
-            if self._series + series > QUEUE:
+            second = int(self._clock())
+            if second != self._second:
+                self._second, self._judged = second, 0
+            if self._series + series > QUEUE or self._judged >= PER_SECOND:
                 self.skipped += series
                 return
             self._series += series
+            self._judged += series
             self._waiting.append(made)
             self._some.notify()
 

@@ -135,7 +135,7 @@ def study_id(config: Config, prepared: str) -> str:
     Only what changes a trial or its score counts: a larger budget or other resources continue
     the same study, another version of this program does not.
     """
-    free = {"budget_s", "cpus_per_trial", "gpus_per_trial"}
+    free = {"budget_s", "cpus_per_trial", "gpus_per_trial", "device"}
     tune = config.tune.model_dump(mode="json", exclude=free)
     models = config.canonical("task", "models")
     parts = [flts_ray.__version__, prepared, models, tune, config.judge.score]

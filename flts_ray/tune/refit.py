@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -21,6 +22,7 @@ from flts_ray.errors import ArtifactError
 from flts_ray.models import artifact
 from flts_ray.models.base import Compute, forecaster
 from flts_ray.prepare.arrays import SeriesArrays
+from flts_ray.prepare.loading import PreparedSet
 from flts_ray.tune.outcome import StudyResult, TrialOutcome, trial_folder
 from flts_ray.tune.study import trial_setting
 from flts_ray.tune.trial import describe
@@ -29,7 +31,11 @@ Failure = str | None
 
 
 def refit_best(
-    study: StudyResult, data: SeriesArrays, folder: Path, config: Config
+    study: StudyResult,
+    data: SeriesArrays,
+    folder: Path,
+    config: Config,
+    prepared: PreparedSet | None = None,
 ) -> dict[str, Path]:
     """Refit the best trial of each kind; the folder of the model to judge, by trial id.
 
@@ -37,13 +43,22 @@ def refit_best(
     `folder/artifacts/<trial id>/refit`; one that is complete is not made again. Where a refit
     fails, the trial's own artifact is returned and a warning is logged. Runs on Ray where it is
     initialised, else in this process. Ctrl-C cancels what is running and is raised on.
+    prepared: where `data` was loaded from; if it has more than `tune.by_bucket_rows` rows, Ray
+    reads it again by bucket for the linear model.
     """
     folder = folder.resolve()
     best = {outcome.trial_id: outcome for outcome in study.best_per_kind().values()}
     left = {name: one for name, one in best.items() if not _complete(_place(folder, name))}
     compute = trial_setting(config, data, folder).compute
-    run = _on_ray if left and _ray_runs() else _here
-    failed = run(left, data, folder, config, compute)
+    if left and _ray_runs():
+        large = _linear_of_large(left, config, prepared)
+        rest = {name: one for name, one in left.items() if name not in large}
+        failed = _on_ray(rest, data, folder, config, compute)
+        failed |= _failures(
+            large, lambda name, one: refit_by_bucket(_own(one), _place(folder, name), prepared)
+        )
+    else:
+        failed = _here(left, data, folder, config, compute)
     for name, error in failed.items():
         structlog.get_logger().warning("refit_failed", trial=name, error=error)
     return {
@@ -59,6 +74,30 @@ def refit_trial(source: Path, target: Path, data: SeriesArrays, compute: Compute
         refitted = forecaster(fitted.spec.kind).refit(fitted, data, compute)
         artifact.save(refitted, target)
     except Exception as error:  # noqa: BLE001 - models may raise anything; it is reported
+        return describe(error)
+    return None
+
+
+def _linear_of_large(
+    left: Mapping[str, TrialOutcome], config: Config, prepared: PreparedSet | None
+) -> dict[str, TrialOutcome]:
+    """The linear models, if the set is too large to be summed where it is loaded."""
+    if prepared is None or prepared.manifest.rows <= config.tune.by_bucket_rows:
+        return {}
+    return {name: one for name, one in left.items() if one.kind == "ar"}
+
+
+def refit_by_bucket(source: Path, target: Path, prepared: PreparedSet | None) -> Failure:
+    """Refit the linear model stored in `source` on a set that Ray reads by bucket."""
+    from flts_ray.models.ar import FittedAR
+    from flts_ray.tune.set_sums import refit_on_set
+
+    try:
+        fitted = artifact.load(source)
+        assert isinstance(fitted, FittedAR)
+        assert prepared is not None  # else nothing is large
+        artifact.save(refit_on_set(fitted, prepared), target)
+    except Exception as error:  # noqa: BLE001 - tasks may raise anything; it is reported
         return describe(error)
     return None
 
@@ -86,10 +125,13 @@ def _on_ray(
     """Refit side by side; the errors by trial id, those of lost workers among them."""
     import ray
 
+    from flts_ray.tune.spread import RaySpread
+
     task = ray.remote(
         num_cpus=config.tune.cpus_per_trial, num_gpus=config.tune.gpus_per_trial, max_retries=1
     )(refit_trial)
     shared = ray.put(data)
+    compute = replace(compute, spread=RaySpread(shared))
     running = {
         name: task.remote(_own(one), _place(folder, name), shared, compute)
         for name, one in left.items()

@@ -31,6 +31,7 @@ from flts_ray.prepare.arrays import SeriesArrays
 from flts_ray.tune.outcome import TrialOutcome, trial_folder
 from flts_ray.tune.recorder import Recorder
 from flts_ray.tune.space import TrialPlan
+from flts_ray.tune.spread import RaySpread
 from flts_ray.tune.trial import TrialSetting
 from flts_ray.tune.worker import TrialWorker
 
@@ -122,12 +123,13 @@ def run_search(
     """
     scratch = setting.study / "tune"
     shutil.rmtree(scratch, ignore_errors=True)
+    spread = RaySpread(ray.put(data))
     with interrupt_flag() as interrupt, quiet_tune(concurrency(settings)):
         stopper = StudyStopper(recorder, required, interrupt)
         events = TuneEvents(recorder, setting.study)
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(TrialWorker, data=data, setting=setting),
+                tune.with_parameters(TrialWorker, spread=spread, setting=setting),
                 {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial},
             ),
             param_space={"plan": tune.grid_search([_plain(plan) for plan in plans])},

@@ -130,8 +130,8 @@ def trial_setting(config: Config, data: SeriesArrays, folder: Path) -> TrialSett
         study=folder,
         task=Task(config.task.horizon, config.task.quantiles),
         compute=Compute(
-            threads=1,
-            device="cuda" if config.tune.gpus_per_trial else "cpu",
+            threads=max(1, int(config.tune.cpus_per_trial)),
+            device=config.tune.device,
             seed=config.tune.seed,
         ),
         score=config.judge.score,

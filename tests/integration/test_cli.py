@@ -234,7 +234,9 @@ def test_the_api_answers_what_the_command_did(
     url = announced(root, "load")["api"]
     until(lambda: httpx.get(f"{url}/readyz").status_code == 200, 60, "a loaded champion")
     body = {"unique_id": "s0", "origin": ORIGIN, "horizon": 4, "quantiles": [0.9]}
-    answer = httpx.post(f"{url}/v1/forecast", json=body, timeout=60).json()
+    assert httpx.post(f"{url}/v1/forecast", json=body, timeout=60).status_code == 401
+    allowed = {"authorization": f"Bearer {(root / 'run' / 'load.token').read_text()}"}
+    answer = httpx.post(f"{url}/v1/forecast", json=body, headers=allowed, timeout=60).json()
     (one,) = answer["forecasts"]
     assert one["ds"] == [row["ds"] for row in rows]
     assert one["mean"] == pytest.approx([float(row["mean"]) for row in rows], rel=1e-9)

@@ -133,7 +133,13 @@ def config(root: Path, mlflow: MlflowServer, tmp_path_factory: pytest.TempPathFa
         "data": data,
         "task": {"horizon": 6},
         "models": {"seasonal_naive": {}, "ar": {}},
-        "serve": {"port": 0, "min_replicas": 1, "max_replicas": 1, "poll_s": 0.5},
+        "serve": {
+            "port": 0,
+            "min_replicas": 1,
+            "max_replicas": 1,
+            "poll_s": 0.5,
+            "auth": {"required": False},
+        },
         "mlflow": {"uri": mlflow.uri},
     }
     path = folder / "load.yaml"

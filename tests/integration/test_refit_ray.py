@@ -17,9 +17,13 @@ from structlog.testing import capture_logs
 
 from flts_ray.config import parse_config
 from flts_ray.models import artifact
+from flts_ray.models.ar import FittedAR
+from flts_ray.models.ar_set import bucket_sums
 from flts_ray.models.base import Compute, Task, fit_fully, forecaster
+from flts_ray.prepare.run import prepare
 from flts_ray.tune.outcome import StudyResult, TrialOutcome, trial_folder
 from flts_ray.tune.refit import refit_best
+from tests.raw_files import load_config, write_load
 from tests.synthetic import seasonal_set
 
 pytestmark = pytest.mark.integration
@@ -93,3 +97,27 @@ def test_an_interrupt_ends_the_tasks(tmp_path: Path) -> None:
     while ray.available_resources().get("CPU", 0.0) < free:
         time.sleep(0.1)  # ends with the test's own time limit where a task goes on
     assert not (trial_folder(tmp_path, "gru-01") / "refit").exists()
+
+
+def test_a_large_set_is_summed_by_bucket(tmp_path: Path) -> None:
+    """The linear model learns from every bucket, as it would from the whole set in memory."""
+    write_load(tmp_path / "in")
+    config = load_config(tmp_path)
+    tune = config.tune.model_copy(update={"by_bucket_rows": 1000})
+    config = config.model_copy(update={"tune": tune})
+    prepared = prepare(config)
+    data = prepared.arrays()
+    assert prepared.manifest.rows > 1000 and len(prepared.buckets()) > 1
+    place = trial_folder(tmp_path, "ar-01") / "model-0001"
+    model = fit_fully("ar", data, Task(6, (0.1, 0.5, 0.9)), {"lags": 24})
+    assert isinstance(model, FittedAR)
+    artifact.save(model, place)
+    best = TrialOutcome("ar-01", "ar", {}, "finished", valid_score=1.0, artifact=place)
+    found = refit_best(StudyResult("study", (best,)), data, tmp_path, config, prepared)
+    refit = artifact.load(found["ar-01"])
+    assert found["ar-01"] != place and isinstance(refit, FittedAR)
+    expected = bucket_sums(model, data, 1)
+    assert refit.sums is not None and refit.sums.strides == (1, 1)
+    for name, value in expected.arrays().items():
+        size = float(np.abs(value).max(initial=0.0))
+        assert np.allclose(refit.sums.arrays()[name], value, rtol=1e-9, atol=1e-9 * size), name

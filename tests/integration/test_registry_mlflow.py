@@ -19,6 +19,8 @@ from flts_ray.errors import Conflict, DataError, Unavailable
 from flts_ray.local.mlflow_server import MlflowServer
 from flts_ray.models import artifact
 from flts_ray.models.base import Task, fit_fully
+from flts_ray.models.lean import load_lean
+from flts_ray.models.onnx_fitted import FittedOnnx
 from flts_ray.registry import Registry
 from flts_ray.runs import CONFIG_HASH, ERROR, KIND, StudyRuns
 from flts_ray.store import Store
@@ -301,3 +303,25 @@ def test_a_server_that_goes_away_is_unavailable_and_comes_back_with_everything(
         assert champion is not None
         assert champion.version == version
         assert runs.trials(runs.start_study({}, {})) == []
+
+
+def test_a_network_is_fetched_as_its_export(
+    registry: Registry, runs: StudyRuns, server: MlflowServer, client: TrackingClient,
+    tmp_path: Path, name: str,
+) -> None:  # fmt: skip
+    quick = {"hidden": 4, "epochs": 1, "windows_per_epoch": 64, "refit_epochs": 0}
+    fitted = fit_fully("gru", seasonal_set(length=200), Task(4, (0.1, 0.5, 0.9)), quick)
+    artifact.save(fitted, tmp_path / "gru")
+    (version,) = _add(registry, runs, tmp_path / "gru", 1)
+    made = registry.version(version)
+    for tag in ("lean_key", "lean_digest"):
+        client.delete_model_version_tag(name, str(version), tag)
+    assert registry.version(version).lean_digest == ""
+    assert registry.export(registry.version(version), tmp_path / "gru") == made
+    registry.promote(version, YES, None, NOW)
+    reader = ChampionReader(server.uri, str(tmp_path / "store"), name, tmp_path / "cache")
+    found = reader.current()
+    assert found is not None
+    folder = reader.fetch(found.lean)
+    assert artifact.digest(folder) == made.lean_digest
+    assert isinstance(load_lean(folder), FittedOnnx)

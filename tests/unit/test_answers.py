@@ -23,12 +23,16 @@ ANSWERS = [
                 "mean": [1.5, 2.5],
                 "median": [1.0, 2.0],
                 "quantiles": {"0.1": [0.5, 1.5], "0.9": [2.0, 3.0]},
+                **({"cold_start": True} if n == 1 else {}),
             }
         ],
     }
     for n in range(2)
 ]
-COLUMNS = ["unique_id", "ds", "mean", "median", "q0.1", "q0.9", "model_version", "forecast_id"]
+COLUMNS = [
+    "unique_id", "ds", "mean", "median", "q0.1", "q0.9", "cold_start", "model_version",
+    "forecast_id",
+]  # fmt: skip
 
 
 def test_csv_has_one_row_a_series_and_step(tmp_path: Path) -> None:
@@ -36,8 +40,9 @@ def test_csv_has_one_row_a_series_and_step(tmp_path: Path) -> None:
     with (tmp_path / "out.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert list(rows[0]) == COLUMNS
+    assert rows[0]["cold_start"] == "False"
     assert list(rows[3].values()) == [
-        "s1", "2024-01-01T01:00:00Z", "2.5", "2.0", "1.5", "3.0", "3", "id1",
+        "s1", "2024-01-01T01:00:00Z", "2.5", "2.0", "1.5", "3.0", "True", "3", "id1",
     ]  # fmt: skip
 
 
@@ -48,7 +53,7 @@ def test_parquet_holds_the_same_with_types(tmp_path: Path) -> None:
     assert table.schema.field("ds").type == pa.timestamp("us", tz="UTC")
     last = table.slice(3).to_pylist()[0]
     assert last["ds"] == datetime(2024, 1, 1, 1, tzinfo=UTC)
-    assert (last["unique_id"], last["q0.9"]) == ("s1", 3.0)
+    assert (last["unique_id"], last["q0.9"], last["cold_start"]) == ("s1", 3.0, True)
 
 
 @pytest.mark.parametrize(

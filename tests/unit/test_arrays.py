@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flts_ray.prepare.arrays import SeriesArrays, actuals_at, origins_in, windows_at
+from flts_ray.prepare.arrays import SeriesArrays, actuals_at, bounded, origins_in, windows_at
 from tests.synthetic import seasonal_set
 
 DATA = seasonal_set(n_series=2, length=200)
@@ -61,6 +61,16 @@ def test_windows_are_clipped_and_actuals_are_not() -> None:
     window = windows_at(data, np.array([0]), np.array([100]), 20, 10)
     assert window.y.max() == 5.0
     assert actuals_at(data, np.array([0]), np.array([100]), 10)[0, 5] == -1e6
+
+
+def test_outliers_are_clipped_and_a_moved_level_is_not() -> None:
+    y = np.ones((3, 20))
+    y[0, :2], y[1, :3], y[2, 5] = 50.0, 50.0, -50.0
+    found = bounded(y, np.full((3, 1), -2.0), np.full((3, 1), 3.0))
+    assert found[0].tolist() == [3.0, 3.0, *[1.0] * 18]
+    assert found[1].tolist() == y[1].tolist()
+    assert found[2, 5] == -2.0
+    assert y[0, 0] == 50.0
 
 
 def test_gaps_exclude_windows_and_unobserved_actuals_are_nan() -> None:

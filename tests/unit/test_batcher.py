@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flts_ray.errors import Unavailable
+from flts_ray.errors import Expired, Overloaded
 from flts_ray.serve.batcher import Batcher
 
 
@@ -29,10 +30,15 @@ class Doubler:
 
 
 def batched(
-    run: Any, pool: ThreadPoolExecutor, max_weight: int = 100, max_waiting: int = 1000
+    run: Any, pool: ThreadPoolExecutor, max_weight: int = 100, max_waiting: int = 1000, **more: Any
 ) -> Batcher[int, int]:
     return Batcher(
-        run, pool, weigh=lambda item: max(1, item), max_weight=max_weight, max_waiting=max_waiting
+        run,
+        pool,
+        weigh=lambda item: max(1, item),
+        max_weight=max_weight,
+        max_waiting=max_waiting,
+        **more,
     )
 
 
@@ -130,8 +136,98 @@ def test_too_many_waiting_are_refused() -> None:
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     results = with_pool(work)
-    assert sum(isinstance(result, Unavailable) for result in results) == 2
+    refused = [result for result in results if isinstance(result, Overloaded)]
+    assert len(refused) == 2
     assert [result for result in results if isinstance(result, int)]
+
+
+def test_a_refusal_tells_how_long_the_waiting_work_takes() -> None:
+    async def work(pool: ThreadPoolExecutor) -> float:
+        batcher = batched(slow, pool, max_waiting=1)
+        await batcher.submit(1)
+        tasks = [asyncio.create_task(batcher.submit(1)) for _ in range(3)]
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        (refused,) = [result for result in done if isinstance(result, Overloaded)][:1]
+        return refused.retry_after_s
+
+    def slow(items: Sequence[int]) -> Sequence[int]:
+        threading.Event().wait(0.05)
+        return items
+
+    # One batch is in flight and one item waits; each takes a twentieth of a second or longer.
+    assert with_pool(work) >= 0.1
+
+
+def test_work_is_dropped_when_its_deadline_passes_while_it_waits() -> None:
+    run = Doubler(threading.Event())
+
+    async def work(pool: ThreadPoolExecutor) -> None:
+        assert run.gate is not None
+        batcher = batched(run, pool)
+        first = asyncio.create_task(batcher.submit(1))
+        await asyncio.sleep(0.01)
+        with pytest.raises(Expired):
+            await batcher.submit(2, time.monotonic() + 0.01)
+        run.gate.set()
+        assert await first == 2
+        assert await batcher.submit(3, time.monotonic() + 60) == 6
+
+    with_pool(work)
+    assert run.batches == [[1], [3]]
+
+
+def test_work_that_comes_too_late_is_never_queued() -> None:
+    run = Doubler()
+
+    async def work(pool: ThreadPoolExecutor) -> None:
+        with pytest.raises(Expired):
+            await batched(run, pool).submit(1, time.monotonic() - 1)
+
+    with_pool(work)
+    assert run.batches == []
+
+
+def test_batches_and_what_waits_are_counted() -> None:
+    run = Doubler(threading.Event())
+
+    async def work(pool: ThreadPoolExecutor) -> None:
+        assert run.gate is not None
+        batcher = batched(run, pool)
+        tasks = [asyncio.create_task(batcher.submit(item)) for item in (1, 2, 3)]
+        await asyncio.sleep(0.01)
+        more = asyncio.create_task(batcher.submit(4))
+        await asyncio.sleep(0)
+        assert batcher.queued == 1
+        run.gate.set()
+        await asyncio.gather(*tasks, more)
+        assert (batcher.queued, batcher.batches, batcher.weight) == (0, 2, 10)
+
+    with_pool(work)
+
+
+async def _gathered(pool: ThreadPoolExecutor, run: Doubler, max_wait_s: float) -> list[list[int]]:
+    """Three items in one batch; when it is done one waits and another comes a little later."""
+    assert run.gate is not None
+    batcher = batched(run, pool, max_wait_s=max_wait_s)
+    first = [asyncio.create_task(batcher.submit(item)) for item in (1, 2, 3)]
+    await asyncio.sleep(0.25)  # the batch takes that long; a fifth of it may be waited
+    waiting = asyncio.create_task(batcher.submit(4))
+    await asyncio.sleep(0)
+    run.gate.set()
+    await asyncio.gather(*first)
+    late = asyncio.create_task(batcher.submit(5))
+    await asyncio.gather(waiting, late)
+    return run.batches
+
+
+def test_a_crowd_smaller_than_the_last_is_waited_for() -> None:
+    waited = with_pool(lambda pool: _gathered(pool, Doubler(threading.Event()), 1.0))
+    assert waited == [[1, 2, 3], [4, 5]]
+
+
+def test_without_a_bound_nobody_waits() -> None:
+    at_once = with_pool(lambda pool: _gathered(pool, Doubler(threading.Event()), 0.0))
+    assert at_once == [[1, 2, 3], [4], [5]]
 
 
 def test_a_closed_executor_fails_the_caller_instead_of_hanging() -> None:

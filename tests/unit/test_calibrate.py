@@ -9,18 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flts_ray.models import calibrate
 from flts_ray.models.calibrate import (
     ResidualQuantiles,
-    Volatility,
     apply_shift,
     fit_shift,
-    local_scale,
     residual_quantiles,
     sample_origins,
     scaled_pinball,
     series_scale,
-    volatilities,
 )
 from flts_ray.prepare.arrays import Windows, origins_in, windows_at
 from tests.synthetic import seasonal_set
@@ -59,10 +55,65 @@ def test_ranks_are_those_of_split_conformal_prediction(level: float, rank: int) 
     assert band.pooled[0, 0] == rank
 
 
-def test_the_median_is_not_pushed_outwards() -> None:
+@pytest.mark.parametrize("weight", [1.0, 0.05])
+def test_the_median_is_not_pushed_outwards(weight: float) -> None:
     scores = np.arange(200.0)[:, None]
-    band = residual_quantiles(scores, 0 * scores, np.ones(200), rows_of(200, -1), (0.5,))
+    band = residual_quantiles(scores, 0 * scores, np.ones(200), rows_of(200, -1), (0.5,), weight)
     assert band.pooled[0, 0] == 99.5
+
+
+def test_windows_that_overlap_are_corrected_as_the_few_that_do_not() -> None:
+    scores = np.arange(1.0, 1001.0)[:, None]
+    nothing, unit = 0 * scores, np.ones(1000)
+    all_apart = residual_quantiles(scores, nothing, unit, rows_of(1000, -1), LEVELS)
+    ten_apart = residual_quantiles(scores, nothing, unit, rows_of(1000, -1), LEVELS, 0.01)
+    assert ten_apart.pooled[0].tolist() == [60.0, 500.5, 941.0]
+    assert all_apart.pooled[0].tolist() == [100.0, 500.5, 901.0]
+
+
+def test_earlier_steps_overlap_less() -> None:
+    scores = np.tile(np.arange(1.0, 1001.0)[:, None], (1, 20))
+    band = residual_quantiles(
+        scores, 0 * scores, np.ones(1000), rows_of(1000, -1), (0.1, 0.9), 0.01
+    )
+    assert (np.diff(band.pooled[:, 1]) >= 0).all()
+    assert band.pooled[0, 1] < band.pooled[19, 1]
+
+
+def test_few_scores_give_their_extremes() -> None:
+    scores = np.array([[3.0], [1.0], [2.0]])
+    band = residual_quantiles(scores, 0 * scores, np.ones(3), rows_of(3, -1), (0.025, 0.5, 0.975))
+    assert band.pooled[0].tolist() == [1.0, 2.0, 3.0]
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 3]))
+def test_ties_and_heavy_tails_keep_quantiles_in_order(seed: int, decimals: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = np.round(rng.standard_t(1.5, (60, 3)), decimals)
+    band = residual_quantiles(scores, 0 * scores, np.ones(60), rows_of(60, -1), LEVELS, 0.3)
+    assert np.isfinite(band.pooled).all()
+    assert (np.diff(band.pooled, axis=-1) >= 0).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("draw", ["normal", "heavy", "ties"])
+def test_exchangeable_scores_cover_within_chance(draw: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    noise = {
+        "normal": rng.standard_normal((6000, 4)),
+        "heavy": rng.standard_t(2, (6000, 4)),
+        "ties": rng.integers(0, 50, (6000, 4)).astype(np.float64),
+    }[draw]
+    seen, new = noise[:3000], noise[3000:]
+    levels = (0.025, 0.1, 0.9, 0.975)
+    band = residual_quantiles(seen, 0 * seen, np.ones(3000), rows_of(3000, -1), levels)
+    quantiles = band.apply(0 * new, np.ones(3000), rows_of(3000, -1))
+    for low, high, wanted in ((1, 2, 0.8), (0, 3, 0.95)):
+        inside = (new >= quantiles[..., low]) & (new <= quantiles[..., high])
+        # Four standard errors of both samples; a band that ends on ties holds them whole.
+        slack = 4 * np.sqrt(2 * wanted * (1 - wanted) / 3000)
+        assert (inside.mean(axis=0) >= wanted - slack).all()
+        assert (inside.mean(axis=0) <= wanted + slack + 0.04 * (draw == "ties")).all()
 
 
 def test_a_series_with_many_windows_has_its_own_table() -> None:
@@ -155,38 +206,6 @@ def test_a_flat_window_has_a_positive_scale() -> None:
     assert (series_scale(flat, seasonal_set().stats) > 0).all()
 
 
-def test_local_scale_follows_the_recent_steps_only() -> None:
-    some = windows()
-    scale = np.ones(5)
-    np.testing.assert_array_equal(local_scale(some, scale, Volatility(1, 12, 0.0)), scale)
-    recent = Volatility(1, 12, 1.0)
-    calm = local_scale(some, scale, recent)
-    wild = some.y.copy()
-    wild[0, -12:] *= np.tile([1, 3], 6)
-    wild[1, :11] *= 3
-    found = local_scale(replace(some, y=wild), scale, recent)
-    assert found[0] > 2 * calm[0]
-    np.testing.assert_array_equal(found[1:], calm[1:])
-
-
-def test_seasonal_volatility_is_blind_to_what_repeats() -> None:
-    some = windows()
-    steps = np.arange(some.lookback)
-    level = np.tile([0.0, 5.0, -5.0, 1.0], some.lookback)[steps] + (steps >= 16) * 0.3
-    same = replace(some, y=np.tile(level, (5, 1)))
-    found = local_scale(same, np.ones(5), Volatility(4, 8, 1.0))
-    jumps = np.abs(level[4:] - level[:-4])[-8:].mean()
-    np.testing.assert_allclose(found, max(jumps, 0.05))
-
-
-def test_volatilities_need_room() -> None:
-    plain = Volatility(1, 1, 0.0)
-    assert volatilities(24, 100)[0] == plain
-    assert {one.lag for one in volatilities(24, 191)} == {1}
-    assert {one.lag for one in volatilities(24, 192)} == {1, 24}
-    assert {one.lag for one in volatilities(1, 500)} == {1}
-
-
 def test_sampled_origins_see_every_phase() -> None:
     data = seasonal_set(length=2000)
     series, origins = sample_origins(data, "train", 24, 6, 300)
@@ -205,8 +224,3 @@ def test_scaled_pinball_ignores_what_is_missing() -> None:
     quantiles = np.zeros((1, 2, 1))
     assert scaled_pinball(actual, quantiles, np.array([4.0]), (0.5,)) == 0.25
     assert scaled_pinball(actual * np.nan, quantiles, np.array([4.0]), (0.5,)) == 0.0
-
-
-def test_few_seasons_of_validation_count_as_short() -> None:
-    assert calibrate.validation_is_short(seasonal_set(length=600))
-    assert not calibrate.validation_is_short(seasonal_set(length=2000))

@@ -25,7 +25,7 @@ TAGS = {
     "prepared_hash": "p",
     "artifact_key": "models/load/" + "d" * 64,
 }
-REF = ChampionRef(version=3, run_id="r", **TAGS)
+REF = ChampionRef(3, TAGS["digest"], "ar", "p", TAGS["artifact_key"], "r")
 Answer = Callable[[httpx.Request], httpx.Response]
 
 

@@ -196,10 +196,35 @@ def test_covariates_are_carried_forward_and_never_backward() -> None:
     assert made.covariates[:, 1].tolist() == [0.0, 2.0, 2.0, 2.0, 3.0]
 
 
-def test_a_known_future_covariate_is_known_from_the_start() -> None:
-    rows = raw([0, 1, 2], [1.0, 2.0, 3.0], np.array([[nan], [5.0], [nan]]))
-    made = lay_on_grid(rows, Contract("1h", 4), MANY_GAPS, np.array([True]))
-    assert made.covariates[:, 0].tolist() == [5.0, 5.0, 5.0]
+AHEAD = Contract("1h", 4, past=("seen",), known_future=("plan", "work"))
+NEXT = np.array([False, True, True])
+
+
+def test_a_known_future_covariate_may_be_carried_and_is_known_from_the_start() -> None:
+    columns = np.array([[1.0, nan, 1.0], [1.0, 5.0, 1.0], [1.0, nan, 0.0]])
+    carrying = MANY_GAPS.model_copy(update={"missing_future": "carry"})
+    made = lay_on_grid(raw([0, 1, 2], [1.0, 2.0, 3.0], columns), AHEAD, carrying, NEXT)
+    assert made.covariates[:, 1].tolist() == [5.0, 5.0, 5.0]
+    assert made.covariates[:, 2].tolist() == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("hole", [nan, np.inf])
+def test_a_missing_future_value_is_refused_with_its_column_and_stamp(hole: float) -> None:
+    columns = np.ones((5, 3))
+    columns[[2, 4], 2] = hole
+    with pytest.raises(Rejected) as caught:
+        lay_on_grid(raw([0, 1, 3, 4, 5], np.arange(5.0), columns), AHEAD, MANY_GAPS, NEXT)
+    assert caught.value.code == "missing_future"
+    assert "column work has no value at 2023-11-15T03:00:00Z (step 3 of 6)" in caught.value.reason
+    assert "and at 1 more;" in caught.value.reason
+
+
+def test_what_is_no_missing_future_value() -> None:
+    """A past value, a step that another row tells, a gap in the rows, rows beyond the target."""
+    columns = np.ones((6, 3))
+    columns[1, 0] = columns[2, 1] = columns[5, 1] = nan
+    rows = raw([0, 1, 2, 2, 5, 6], [1.0, 2.0, 3.0, 3.0, 4.0, nan], columns)
+    assert len(lay_on_grid(rows, AHEAD, MANY_GAPS, NEXT).y) == 6
 
 
 def test_carry_forward_takes_the_last_row_of_a_step() -> None:

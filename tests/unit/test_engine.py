@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flts_ray.config_serve import ServeConfig
-from flts_ray.errors import DataError, Unavailable
+from flts_ray.errors import DataError, Expired, Overloaded, Unavailable
 from flts_ray.models.base import Forecast
 from flts_ray.prepare.arrays import Windows, windows_at
 from flts_ray.serve.engine import ModelSlot, forecast_each, join_windows, warm
@@ -93,3 +94,39 @@ def test_a_request_keeps_the_engine_it_started_with() -> None:
 
     before, after = asyncio.run(work())
     np.testing.assert_allclose(after.mean - before.mean, 1e3)
+
+
+def test_an_engine_counts_its_work_and_drops_what_is_late() -> None:
+    data = known_set()
+
+    async def work() -> ModelSlot:
+        slot = ModelSlot("demo", ServeConfig())
+        slot.install(served(transparent(data.contract, data.ids)))
+        engine = slot.engine_for("s0")
+        await engine.forecast(windows([0, 1]), time.monotonic() + 60)
+        with pytest.raises(Expired):
+            await engine.forecast(windows([0]), time.monotonic() - 1)
+        assert (engine.queued, engine.batches, engine.batch_series) == (0, 1, 2)
+        slot.close()
+        return slot
+
+    slot = asyncio.run(work())
+    assert slot.load.requests == 2
+
+
+def test_a_full_engine_refuses_with_a_time_to_wait() -> None:
+    data = known_set()
+
+    async def work() -> list[object]:
+        slot = ModelSlot("demo", ServeConfig(max_queued_requests=1))
+        slot.install(served(transparent(data.contract, data.ids)))
+        engine = slot.require()
+        asked = [engine.forecast(windows([0])) for _ in range(4)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        slot.close()
+        return list(found)
+
+    found = asyncio.run(work())
+    refused = [one for one in found if isinstance(one, Overloaded)]
+    assert len(refused) == 3
+    assert all(one.retry_after_s >= 0 for one in refused)

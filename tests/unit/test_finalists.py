@@ -59,6 +59,19 @@ def test_origins_leave_the_longest_history_and_visit_every_hour(data: SeriesArra
     assert set(np.diff(wide.positions[wide.series == 0])) == {12}
 
 
+def test_windows_that_a_finalist_has_seen_judge_nobody(data: SeriesArrays) -> None:
+    later = replace(data, valid_end=np.array([480, 530]))
+    trained = Finalist("early", fit_fully("seasonal_naive", later, TASK), NOWHERE)
+    both = [trained, finalist(data, lookback=24)]
+    origins = common_origins(data, both, JudgeConfig(stride=5))
+    assert origins.positions[origins.series == 0].min() == 480
+    assert origins.positions[origins.series == 1].min() == 530
+    whole = replace(data, valid_end=data.lengths)
+    seen = Finalist("all", fit_fully("seasonal_naive", whole, TASK), NOWHERE)
+    with pytest.raises(DataError, match="all has seen every window of the test span"):
+        common_origins(data, [seen, *both], JudgeConfig())
+
+
 def test_too_long_a_history_says_what_to_shorten(data: SeriesArrays) -> None:
     with pytest.raises(DataError, match=r"shorten task\.horizon or the lookback"):
         common_origins(data, [finalist(data, lookback=599)], JudgeConfig())
@@ -175,3 +188,15 @@ def test_a_model_of_known_series_needs_to_know_every_series(data: SeriesArrays) 
         check_comparable(registered(data, needs_known_series=True), TASK, larger)
     for way_out in ("data.path", "flts rollback", "`name` of its own"):
         assert way_out in str(no.value)
+
+
+def test_a_model_that_has_seen_the_whole_test_span_is_told_beforehand(data: SeriesArrays) -> None:
+    whole = replace(data, valid_end=data.lengths - HORIZON)
+    early = Finalist(
+        "version 2 (seasonal_naive)", fit_fully("seasonal_naive", whole, TASK), NOWHERE
+    )
+    check_comparable(early, TASK, data)
+    seen = replace(data, valid_end=data.lengths - HORIZON + 1)
+    late = replace(early, fitted=fit_fully("seasonal_naive", seen, TASK))
+    with pytest.raises(ConfigError, match=r"version 2 \(seasonal_naive\) has seen every window"):
+        check_comparable(late, TASK, data)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flts_ray.config import Config, parse_config
-from flts_ray.errors import DataError, Unavailable
+from flts_ray.errors import ConfigError, DataError, Unavailable
 from flts_ray.jobs import forecast as job
 from flts_ray.jobs.announce import announce
 from flts_ray.jobs.forecast import ForecastApi, forecast, parts
@@ -165,3 +165,59 @@ def test_another_server_at_the_address_is_recognised(foreign: str) -> None:
 def test_an_api_without_a_champion_is_unavailable_in_its_own_words(foreign: str) -> None:
     with pytest.raises(Unavailable, match=r"^train one$"):
         ForecastApi(f"{foreign}/empty").ask({})
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """Answers each request with the next (status, body) of `script`; None breaks the connection."""
+
+    script: list[tuple[int, bytes] | None]
+    tokens: list[str | None]
+
+    def do_POST(self) -> None:
+        self.tokens.append(self.headers["authorization"])
+        self.rfile.read(int(self.headers["content-length"]))
+        answer = self.script.pop(0)
+        if answer is None:
+            self.close_connection = True
+            return
+        self.send_response(answer[0])
+        self.send_header("retry-after", "7")
+        self.send_header("content-length", str(len(answer[1])))
+        self.end_headers()
+        self.wfile.write(answer[1])
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing: the tests look at answers."""
+
+
+def asked(token: str | None, *script: tuple[int, bytes] | None) -> tuple[dict[str, Any], list[Any]]:
+    """What an API with these answers told a caller, and the tokens it was shown."""
+
+    class Handler(Scripted):
+        pass
+
+    Handler.script, Handler.tokens = list(script), []
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            api = ForecastApi(f"http://127.0.0.1:{server.server_address[1]}", token)
+            return api.ask({}), Handler.tokens
+        finally:
+            server.shutdown()
+
+
+def test_a_broken_connection_is_no_reason_to_give_up_at_once() -> None:
+    assert asked("flts_x", None, (200, b'{"a": 1}')) == ({"a": 1}, ["Bearer flts_x"] * 2)
+    assert asked(None, (200, b"{}")) == ({}, [None])
+    with pytest.raises(Unavailable, match="does not answer"):
+        asked(None, None, None)
+
+
+def test_a_refused_token_and_a_crowd_are_told_apart_from_bad_requests() -> None:
+    problem = b'{"error": {"code": "x", "message": "too many wait", "field": null}}'
+    with pytest.raises(ConfigError, match="FLTS_TOKEN"):
+        asked("flts_old", (401, problem))
+    with pytest.raises(Unavailable, match="too many wait; repeat after 7 s"):
+        asked(None, (429, problem))
+    with pytest.raises(DataError, match="too many wait"):
+        asked(None, (422, problem))

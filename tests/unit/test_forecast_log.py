@@ -19,7 +19,9 @@ from flts_ray.config_serve import ForecastLogConfig
 from flts_ray.errors import Unavailable
 from flts_ray.models.base import Forecast
 from flts_ray.prepare.arrays import Windows
-from flts_ray.serve.forecast_log import SCHEMA, Entry, ForecastLog, read_log, table_of
+from flts_ray.serve.forecast_log import ForecastLog
+from flts_ray.serve.log_entry import Entry
+from flts_ray.serve.log_table import SCHEMA, read_log, table_of
 from flts_ray.serve.observe import Made
 from flts_ray.store import Created, Exists, FolderStore
 from tests.served import LEVELS, plain_contract

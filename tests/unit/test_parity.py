@@ -45,6 +45,19 @@ def test_forecasts_over_http_equal_those_in_memory(
     assert result.max_relative_difference < 1e-9
 
 
+@pytest.mark.parametrize("group", ["global", "per_series"])
+def test_networks_are_compared_as_replicas_run_them(
+    group: str, data: SeriesArrays, tmp_path: Path
+) -> None:
+    quick = {"hidden": 4, "epochs": 1, "windows_per_epoch": 64, "group": group}
+    fitted = fit_fully("gru", data, DAILY, quick)
+    artifact.save(fitted, tmp_path / "model")
+    result = check_parity(fitted, tmp_path / "model", judged(data, fitted), "demo")
+    assert result.passed, result
+    # Not to the last bit: one is the trained network, the other its export.
+    assert 0 < result.max_relative_difference < 1e-5
+
+
 def test_another_model_does_not_pass(data: SeriesArrays, tmp_path: Path) -> None:
     fitted = fit_fully("seasonal_naive", data, DAILY)
     artifact.save(fitted, tmp_path / "model")

@@ -36,7 +36,11 @@ def ask(model: ServedModel, **body: Any) -> Question:
 
 def answer(model: ServedModel, **body: Any) -> dict[str, Any]:
     question = ask(model, **body)
-    return answer_of(question, model.fitted.forecast(question.windows), model, "id")
+    made = answer_of(
+        model.fitted.forecast(question.windows), question.horizon, question.levels, model, "id"
+    )
+    sent: dict[str, Any] = orjson.loads(orjson.dumps(made, option=orjson.OPT_SERIALIZE_NUMPY))
+    return sent
 
 
 @pytest.fixture
@@ -167,7 +171,7 @@ BAD: Sequence[tuple[dict[str, Any], str, str]] = [
     ({"series": []}, "series", "send 1 to 5"),
     ({"series": [history()] * 6}, "series", "send 1 to 5"),
     ({"series": [history()], "y": [1]}, "y", "move it into `series`"),
-    ({"series": [history()] * 3 + [history(y=["a"])]}, "series[3].y[0]", "valid number"),
+    ({"series": [history()] * 3 + [history(y=["a"])]}, "series[3].y[0]", "Expected `float | null`"),
     ({"series": [history(), history(10)]}, "series[1].y", "got 10: 14 are missing"),
     (history(210), "y", "last 200 at most"),
     (history(y=[]), "y", "got 0: all are missing"),
@@ -178,15 +182,15 @@ BAD: Sequence[tuple[dict[str, Any], str, str]] = [
     (history(origin="2024-01-01"), "origin", "without a history"),
     (history(observed=[True]), "observed", "needs 30 values"),
     (history(horizon=HORIZON + 1), "horizon", "more than the model's 6"),
-    (history(horizon=0), "horizon", "greater than or equal to 1"),
-    (history(horizon=True), "horizon", "valid integer"),
+    (history(horizon=0), "horizon", "Expected `int` >= 1"),
+    (history(horizon=True), "horizon", "Expected `int | null`"),
     (history(quantiles=[0.5, 0.99]), "quantiles[1]", "0.025 to 0.975"),
     (history(known_future={"wind": [1.0]}), "known_future.wind", "no column of this role"),
     (history(past={"wind": [1.0]}), "past.wind", "no column of this role"),
     (history(static={"wind": 1.0}), "static.wind", "no column of this role"),
     (history(extra=1), "extra", "not permitted"),
-    (history(ds=[1] * 30), "ds[0]", "valid string"),
-    (history(unique_id=""), "unique_id", "at least 1 character"),
+    (history(ds=[1] * 30), "ds[0]", "Expected `str`"),
+    (history(unique_id=""), "unique_id", "of length >= 1"),
 ]
 
 
@@ -250,7 +254,7 @@ def test_a_forecast_that_is_not_finite_is_refused(plain: ServedModel) -> None:
     forecast = plain.fitted.forecast(question.windows)
     forecast.mean[0, 1] = np.inf
     with pytest.raises(DataError, match="not finite"):
-        answer_of(question, forecast, plain, "id")
+        answer_of(forecast, question.horizon, question.levels, plain, "id")
 
 
 def test_daily_forecasts_stay_at_local_midnight() -> None:

@@ -263,6 +263,21 @@ def test_the_champion_cannot_be_promoted_again_and_that_is_no_refusal(
     assert len(services.registry().decisions()) == 1
 
 
+def test_a_version_without_an_export_gets_one(
+    services: MemoryServices, prepared: PreparedSet, data: SeriesArrays, tmp_path: Path
+) -> None:
+    quick = {"hidden": 4, "epochs": 1, "windows_per_epoch": 64, "refit_epochs": 0}
+    artifact.save(fit_fully("gru", data, task_of(services.config), quick), tmp_path / "gru")
+    made = add(services, tmp_path / "gru")
+    crown(services, made)
+    for name in ("lean_key", "lean_digest"):
+        del services.mlflow.versions[0].tags[name]
+    assert services.registry().version(1).lean_digest == ""
+    promote_version(services.config, services, prepared, 1, NOW, Notes())
+    assert services.registry().version(1) == made
+    assert made.lean_digest
+
+
 def test_an_unknown_version_is_named(services: MemoryServices, prepared: PreparedSet) -> None:
     with pytest.raises(DataError, match="no version 7"):
         promote_version(services.config, services, prepared, 7, NOW, Notes())
@@ -388,10 +403,24 @@ def test_a_version_that_has_seen_the_test_span_is_refused(tmp_path: Path) -> Non
     assert seen_test_span(replace(version, prepared_hash=long.hash), short, short.arrays()) is None
 
 
-def test_a_version_whose_data_are_gone_is_refused_with_a_record(
-    services: MemoryServices, prepared: PreparedSet, models: dict[str, Path]
+def test_a_version_tells_itself_what_it_has_seen(
+    services: MemoryServices, data: SeriesArrays, models: dict[str, Path], tmp_path: Path
 ) -> None:
     add(services, models["good"], prep="f" * 64)
+    early = replace(data, valid_end=data.valid_end - 1)
+    prepared = cast(PreparedSet, InMemory(early, str(tmp_path / "store")))
+    with pytest.raises(GateRefused, match=r"fitted on values up to 2020-.* of series s0, whose"):
+        promote_version(services.config, services, prepared, 1, NOW, Notes())
+    gone = cast(PreparedSet, InMemory(data, str(tmp_path / "store")))
+    assert promote_version(services.config, services, gone, 1, NOW, Notes()).version == 1
+
+
+def test_a_version_that_does_not_tell_and_whose_data_are_gone_is_refused_with_a_record(
+    services: MemoryServices, prepared: PreparedSet, models: dict[str, Path], tmp_path: Path
+) -> None:
+    good: Any = artifact.load(models["good"])
+    artifact.save(replace(good, memory=None), tmp_path / "silent")
+    add(services, tmp_path / "silent", prep="f" * 64)
     with pytest.raises(GateRefused, match=r"which cannot be read, so .* train on the present"):
         promote_version(services.config, services, prepared, 1, NOW, Notes())
     (record,) = services.registry().decisions().values()

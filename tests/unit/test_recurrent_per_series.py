@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from flts_ray.errors import ArtifactError, ConfigError
 from flts_ray.models import artifact
 from flts_ray.models.base import Compute, Fitted, Progress, Task, forecaster
+from flts_ray.models.recurrent_per_series import _block_rows
 from flts_ray.prepare.arrays import SeriesArrays, Windows, actuals_at, origins_in, windows_at
 from tests.synthetic import seasonal_set, stats_of
 
@@ -116,6 +118,31 @@ def test_same_seed_gives_the_same_bits(data: SeriesArrays, model: Fitted) -> Non
     again = arrays_of(fitted(data))
     for name, values in arrays_of(model).items():
         np.testing.assert_array_equal(values, again[name])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch, dropout: float) -> None:
+    monkeypatch.setattr("flts_ray.models.recurrent_per_series.MIN_BLOCK", 2)
+    monkeypatch.setattr("flts_ray.models.recurrent_per_series.MAX_BLOCK", 3)
+    data = seasonal_set(n_series=6, length=120)
+    params = {**OWN, "dropout": dropout, "epochs": 2, "windows_per_epoch": 32}
+    torch.manual_seed(7)
+    before, found = torch.get_rng_state(), []
+    for threads in (1, 2):
+        *_, last = forecaster("gru").fit(data, TASK, params, Compute(threads=threads, seed=3))
+        found.append(arrays_of(last.fitted))
+    assert torch.equal(torch.get_rng_state(), before)
+    for other in found[1:]:
+        for name, array in found[0].items():
+            assert other[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize(("series", "blocks"), [(1, 1), (127, 1), (128, 2), (900, 4), (1000, 4)])
+def test_blocks_are_of_almost_one_size_and_even_in_number(series: int, blocks: int) -> None:
+    parts = _block_rows(np.repeat(np.arange(series), 3), 16 * 48)
+    assert len(parts) == blocks
+    assert torch.cat(parts).tolist() == list(range(series))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_one_artifact_holds_all_series(data: SeriesArrays, model: Fitted, tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ class Script:
     broken: set[str] = field(default_factory=set)
     loads: list[str] = field(default_factory=list)
 
+    def challenger(self) -> Named | None:
+        return None
+
     def current(self) -> Named | None:
         look = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
         if isinstance(look, Exception):
@@ -138,3 +141,14 @@ def test_the_loop_looks_until_it_is_cancelled() -> None:
             await task
 
     asyncio.run(asyncio.wait_for(work(), 30))
+
+
+def test_two_looks_at_once_load_a_champion_once() -> None:
+    script = Script([ONE])
+
+    async def work() -> None:
+        refresher = Refresher(script, ModelSlot("demo", ServeConfig()), poll_s=1)
+        await asyncio.gather(refresher.step(), refresher.step())
+
+    asyncio.run(work())
+    assert script.loads == ["1"]

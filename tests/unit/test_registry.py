@@ -9,11 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx
 import pytest
+from structlog.testing import capture_logs
 
+from flts_ray.champion import ChampionReader, ChampionRef
 from flts_ray.errors import ArtifactError, Conflict, DataError, GateRefused, Unavailable
-from flts_ray.models import artifact
+from flts_ray.models import artifact, onnx_fitted
 from flts_ray.models.base import Task, fit_fully
+from flts_ray.models.lean import load_lean
+from flts_ray.models.onnx_fitted import FittedOnnx
 from flts_ray.registry import Registry
 from flts_ray.store import Store
 from flts_ray.tracking import AlreadyThere, Missing, TrackingClient
@@ -64,6 +69,9 @@ class MemoryMlflow:
         if name not in self.names:
             raise Missing(name)
         return SimpleNamespace(aliases=dict(self.aliases))
+
+    def set_model_version_tag(self, name: str, version: str, key: str, value: str) -> None:
+        self.get_model_version(name, version).tags[key] = value
 
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
         self.get_model_version(name, version)
@@ -123,6 +131,73 @@ def test_the_same_model_of_the_same_run_is_registered_once(registry: Registry, m
     assert registry.add_version(model, "run0", "prep") == first
     assert registry.add_version(model, "run1", "prep").version == 2
     assert [version.version for version in registry.versions()] == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "gru"
+    quick = {"hidden": 4, "epochs": 1, "windows_per_epoch": 64}
+    artifact.save(
+        fit_fully("gru", seasonal_set(length=200), Task(4, (0.1, 0.5, 0.9)), quick), folder
+    )
+    return folder
+
+
+def test_a_network_is_stored_with_its_export(
+    registry: Registry, mlflow: MemoryMlflow, network: Path, tmp_path: Path
+) -> None:
+    made = registry.add_version(network, "run0", "prep")
+    assert made.digest == artifact.digest(network)
+    tags = mlflow.versions[0].tags
+    stored = tmp_path / "store" / tags["lean_key"]
+    assert artifact.digest(stored) == tags["lean_digest"] == made.lean_digest != made.digest
+    assert isinstance(load_lean(stored), FittedOnnx)
+    ref = reference(mlflow, 1)
+    assert (ref.digest, ref.lean.digest) == (made.digest, made.lean_digest)
+    assert ref.lean.artifact_key == tags["lean_key"]
+
+
+def test_a_model_without_networks_has_no_export(
+    registry: Registry, mlflow: MemoryMlflow, model: Path
+) -> None:
+    made = registry.add_version(model, "run0", "prep")
+    assert made.lean_digest == ""
+    assert reference(mlflow, 1).lean == reference(mlflow, 1)
+    assert registry.export(made, model) == made
+
+
+def test_a_version_without_an_export_gets_one(
+    registry: Registry, mlflow: MemoryMlflow, network: Path
+) -> None:
+    made = registry.add_version(network, "run0", "prep")
+    for name in ("lean_key", "lean_digest"):
+        del mlflow.versions[0].tags[name]
+    older = registry.version(1)
+    assert older.lean_digest == ""
+    assert registry.export(older, network) == made == registry.version(1)
+
+
+def test_a_network_that_cannot_be_exported_is_registered_without(
+    registry: Registry, mlflow: MemoryMlflow, network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_fitted, "TOLERANCE", 0.0)
+    with capture_logs() as logs:
+        made = registry.add_version(network, "run0", "prep")
+    assert made.lean_digest == ""
+    assert [log["event"] for log in logs] == ["export_failed"]
+    assert "golden windows" in logs[0]["problem"]
+
+
+def reference(mlflow: MemoryMlflow, version: int) -> ChampionRef:
+    """What a replica reads of a version."""
+    found = mlflow.versions[version - 1]
+    tags = [{"key": key, "value": value} for key, value in found.tags.items()]
+    answer = {"model_version": {"version": str(version), "name": "load", "tags": tags}}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
+    reader = ChampionReader("http://mlflow", "", "load", Path(), transport=transport)
+    ref = reader.current()
+    assert ref is not None
+    return ref
 
 
 def test_a_damaged_model_is_not_registered(

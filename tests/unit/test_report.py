@@ -48,7 +48,7 @@ def board(model: str, kind: str, score: float, **overall: float) -> Scoreboard:
         "scaled_pinball": score,
         "composite": 2 * score,
     }
-    return Scoreboard(model, kind, {**measures, **overall}, none, none)
+    return Scoreboard(model, kind, {**measures, **overall}, none, none, none, none)
 
 
 BOARDS = [
@@ -195,6 +195,13 @@ def test_forecasts_show_the_bands_of_many_levels(width: int) -> None:
         ["2024-01-31", "00:30", "4.100", "4.000", "3.000", "3.000", "3.000", "3.000"]
     )
     assert lines[-1] == "6 levels in all; --output writes them"
+
+
+def test_a_series_that_the_model_was_not_fitted_on_is_marked() -> None:
+    one = answer(["0.3", "0.7"])
+    assert not any("cold start" in line for line in printed(forecast_table([one])))
+    one["forecasts"][0]["cold_start"] = True
+    assert "cell [1] (cold start)" in printed(forecast_table([one]))[3]
 
 
 def test_forecasts_show_every_level_that_was_asked_for() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from flts_ray.champion import ChampionRef
 from flts_ray.errors import ArtifactError, DataError, Unavailable
 from flts_ray.models import artifact
 from flts_ray.models.base import fit_fully
+from flts_ray.models.lean import lean_copy, load_lean
+from flts_ray.models.onnx_fitted import FittedOnnx
 from flts_ray.prepare.arrays import SeriesArrays
 from flts_ray.serve.source import RecentSeries, RegistrySource
 from tests.served import TASK, known_set
@@ -53,6 +56,23 @@ def test_prepared_data_that_cannot_be_read_are_unavailable() -> None:
         RecentSeries(Reads()).series(["gone"])
     with pytest.raises(DataError):
         RecentSeries(Reads()).series(["x"])
+
+
+def test_the_export_of_a_champion_is_what_is_loaded(tmp_path: Path) -> None:
+    quick = {"hidden": 4, "epochs": 1, "windows_per_epoch": 64}
+    digest = artifact.save(fit_fully("gru", known_set(), TASK, quick), tmp_path / "store" / "full")
+    with lean_copy(tmp_path / "store" / "full") as lean:
+        exported = artifact.save(load_lean(lean), tmp_path / "store" / "lean")
+    ref = ChampionRef(3, digest, "gru", "0" * 64, "full", "run", "lean", exported)
+    source = RegistrySource(
+        "http://127.0.0.1:1", str(tmp_path / "store"), "demo", tmp_path / "cache"
+    )
+    model = source.load(ref)
+    assert isinstance(model.fitted, FittedOnnx)
+    assert (model.version, model.digest, model.fitted.spec.kind) == ("3", digest, "gru")
+    assert [folder.name for folder in (tmp_path / "cache").iterdir()] == [exported]
+    with pytest.raises(ArtifactError):
+        source.load(replace(ref, lean_digest="f" * 64))
 
 
 def test_a_champion_is_fetched_checked_and_restored(tmp_path: Path) -> None:

@@ -68,6 +68,9 @@ class Scripted:
             fitted = LastValue(spec, data.stats, float(offset))
             yield Progress(epoch, {"train_loss": float(epoch)}, fitted)
 
+    def update(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> Fitted:
+        return fitted
+
     def refit(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> Fitted:
         return fitted
 

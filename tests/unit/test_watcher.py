@@ -52,7 +52,8 @@ class Watch:
 
 
 @pytest.fixture
-def made_watches() -> Iterator[list[Watch]]:
+def made_watches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Watch]]:
+    monkeypatch.setattr("flts_ray.serve.watcher.PER_SECOND", 10**9)
     made: list[Watch] = []
     yield made
     for one in made:
@@ -131,6 +132,21 @@ def test_without_a_challenger_the_champion_is_still_judged(made_watches: list[Wa
     assert [one.value for one in watch.watcher.readings()] == [0.5]
     watch.watcher.models(challenger(), None)  # promoted: what the old one did does not count
     assert watch.watcher.readings() == []
+
+
+def test_only_so_many_are_judged_a_second(
+    made_watches: list[Watch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(CanaryConfig(), None)
+    made_watches.append(watch)
+    monkeypatch.setattr("flts_ray.serve.watcher.PER_SECOND", 3)
+    for _ in range(5):
+        watch.answer(windows(100))
+    assert watch.watcher.skipped == 2
+    watch.now = 1.0
+    watch.answer(windows(100))
+    assert watch.watcher.skipped == 2
+    watch.watcher.drain()
 
 
 def test_a_busy_watcher_skips_and_counts(

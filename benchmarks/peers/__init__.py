@@ -1,0 +1,1 @@
+"""Runners of other forecasting libraries, in an environment of their own."""

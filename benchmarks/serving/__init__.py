@@ -1,0 +1,1 @@
+"""Servers of one model, and what asks them, for `benchmarks.serve`."""

@@ -1,0 +1,218 @@
+"""Rows of files as series of a bulk request, without Python for each point.
+
+Design choices: a series is cut as `histories.py` cuts it: it ends at its last value, begins where
+no window can depend on it any more, and what is known ahead is placed by its stamp; all series of
+a table are cut at once, in arrays; a part of them whose histories have one length is one block,
+which lies in memory as the model wants it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from flts_ray.errors import DataError, FltsError
+from flts_ray.jobs.histories import About
+from flts_ray.panel import Contract, steps_after
+from flts_ray.serve.regular import Block
+from flts_ray.serve.rows import AskedSeries
+from flts_ray.serve.wire_bulk import Part
+
+NO_VALUE = "y: every value is missing; without one there is nothing to forecast from"
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """Rows by series and stamp. Rows of series i are `bounds[i]` to `bounds[i + 1]`.
+
+    ds_us: int64 [rows]; columns, `y` among them: float64 [rows], NaN where missing.
+    """
+
+    ids: list[str]
+    bounds: np.ndarray
+    ds_us: np.ndarray
+    columns: dict[str, np.ndarray]
+
+
+class RawSeries:
+    """The series of a table, sorted by name. See `BulkBody`.
+
+    table: rows as `read_batches` gives them, in any order, with the columns of the contract.
+    Raises DataError for a static column of the other kind than the model knows.
+    """
+
+    def __init__(self, table: pa.Table, about: About) -> None:
+        self._contract = about.contract
+        rows = _sorted(table, about.contract)
+        self.ids = rows.ids
+        self._ds_us = rows.ds_us
+        self._columns = rows.columns
+        self._end = _ends(rows)
+        self._begin = _begins(rows, self._end, about)
+        self._first = _first_values(rows, self._begin, about.contract)
+        self._ahead = _ahead_rows(rows, self._end, about)
+        self._static = {name: _static(rows, rows.columns[name]) for name in about.contract.static}
+
+    @property
+    def count(self) -> int:
+        return len(self.ids)
+
+    def part(self, begin: int, end: int) -> Part:
+        """Some of the series: as one block where they are alike, else one by one."""
+        every = np.arange(begin, min(end, self.count))
+        empty = self._end[every] < 0
+        refused: dict[int, FltsError] = {
+            i: DataError(NO_VALUE, field="y") for i in np.flatnonzero(empty).tolist()
+        }
+        chosen = every[~empty]
+        ids = [self.ids[i] for i in every.tolist()]
+        lengths = self._end[chosen] - self._begin[chosen]
+        told = all(np.isfinite(values[chosen]).all() for values in self._static.values())
+        if len(chosen) and told and (lengths == lengths[0]).all():
+            return Part(
+                ids, self._block(chosen, int(lengths[0])), (chosen - begin).tolist(), refused
+            )
+        asked = [self._series(i) for i in chosen.tolist()]
+        return Part(ids, asked, (chosen - begin).tolist(), refused)
+
+    def _block(self, chosen: np.ndarray, length: int) -> Block:
+        at = self._begin[chosen][:, None] + np.arange(length)
+
+        def laid(name: str) -> np.ndarray:
+            values = self._columns[name][at]
+            if name in self._first:
+                values[:, 0] = self._first[name][chosen]
+            return values
+
+        contract = self._contract
+        return Block(
+            fields=[""] * len(chosen),
+            ids=[self.ids[i] for i in chosen.tolist()],
+            y=laid("y"),
+            ds_us=self._ds_us[at],
+            known_future={
+                name: np.concatenate([laid(name), self._known_ahead(name, chosen)], axis=1)
+                for name in contract.known_future
+            },
+            past={name: laid(name) for name in contract.past},
+            static={name: values[chosen] for name, values in self._static.items()},
+        )
+
+    def _series(self, i: int) -> AskedSeries:
+        """One of them by itself; a static value that it lacks is not sent."""
+        one = self._block(np.array([i]), int(self._end[i] - self._begin[i])).series(0)
+        given = {name: value for name, value in one.static.items() if value == value}
+        return AskedSeries(
+            field="",
+            id=one.id,
+            named=True,
+            ds=one.ds,
+            y=one.y,
+            known_future=one.known_future,
+            past=one.past,
+            static=given,
+        )
+
+    def _known_ahead(self, name: str, chosen: np.ndarray) -> np.ndarray:
+        rows = self._ahead[chosen]
+        return np.where(rows >= 0, self._columns[name][rows], np.nan)
+
+
+def _sorted(table: pa.Table, contract: Contract) -> _Sorted:
+    column = table["unique_id"].combine_chunks().dictionary_encode()
+    names = column.dictionary.to_pylist()
+    by_name = sorted(range(len(names)), key=names.__getitem__)
+    rank = np.empty(len(names), dtype=np.int64)
+    rank[by_name] = np.arange(len(names))
+    series = rank[column.indices.to_numpy()]
+    ds_us = table["ds"].cast(pa.int64()).to_numpy()
+    place = table["order"].to_numpy()
+    # Quick where rows of a series lie together, as they do in most files.
+    order = np.argsort(series, kind="stable")
+    if not _rising(series[order], ds_us[order], place[order]):
+        order = np.lexsort((place, ds_us, series))
+    numbers = ("y", *contract.known_future, *contract.past)
+    columns = {name: table[name].to_numpy()[order] for name in numbers}
+    columns |= {name: _codes(table, name, contract)[order] for name in contract.static}
+    bounds = np.searchsorted(series[order], np.arange(len(names) + 1))
+    return _Sorted([names[i] for i in by_name], bounds, ds_us[order], columns)
+
+
+def _rising(series: np.ndarray, ds_us: np.ndarray, place: np.ndarray) -> bool:
+    """True when rows of each series come by stamp, and those of one stamp in reading order."""
+    same, later = np.diff(series) == 0, np.diff(ds_us)
+    return not (same & ((later < 0) | ((later == 0) & (np.diff(place) < 0)))).any()
+
+
+def _codes(table: pa.Table, name: str, contract: Contract) -> np.ndarray:
+    """A static column as the numbers that stand for it in arrays, NaN where missing."""
+    column, labelled = table[name], name in contract.labels
+    if pa.types.is_floating(column.type):
+        if labelled and np.isfinite(column.to_numpy()).any():
+            raise DataError(f"{name}: numbers, but the model knows labels there", field=name)
+        return column.to_numpy()
+    if not labelled:
+        raise DataError(f"{name}: text, but the model knows numbers there", field=name)
+    found = column.combine_chunks().dictionary_encode()
+    codes = [contract.code_of(name, label) for label in found.dictionary.to_pylist()]
+    at = found.indices.fill_null(len(codes)).to_numpy()
+    return np.array([*codes, np.nan])[at]
+
+
+def _ends(rows: _Sorted) -> np.ndarray:
+    """Row after the last value of each series, int64 [series]; -1 where there is none."""
+    told = np.where(np.isfinite(rows.columns["y"]), np.arange(len(rows.ds_us)), -1)
+    last = np.maximum.reduceat(told, rows.bounds[:-1])
+    return np.where(last >= rows.bounds[:-1], last + 1, -1)
+
+
+def _begins(rows: _Sorted, end: np.ndarray, about: About) -> np.ndarray:
+    """First row within reach of the last value, int64 [series]."""
+    start = rows.bounds[:-1]
+    last = np.where(end < 0, start, end - 1)
+    first_us = steps_after(rows.ds_us[last], np.array([-about.reach]), about.contract)
+    # Right for every regular series; the others are looked up.
+    found = np.maximum(start, last - about.reach)
+    before = rows.ds_us[np.maximum(found - 1, 0)]
+    right = (rows.ds_us[found] >= first_us) & ((found == start) | (before < first_us))
+    for i in np.flatnonzero(~right).tolist():
+        inside = rows.ds_us[start[i] : last[i] + 1]
+        found[i] = start[i] + np.searchsorted(inside, first_us[i])
+    return found
+
+
+def _first_values(rows: _Sorted, begin: np.ndarray, contract: Contract) -> dict[str, np.ndarray]:
+    """What each covariate was at the first row that is kept, or before: float64 [series]."""
+    found: dict[str, np.ndarray] = {}
+    for name in (*contract.known_future, *contract.past):
+        values = rows.columns[name]
+        told = np.where(np.isfinite(values), np.arange(len(values)), -1)
+        last = np.maximum.accumulate(told)[begin]
+        found[name] = values[np.where(last >= rows.bounds[:-1], last, begin)]
+    return found
+
+
+def _ahead_rows(rows: _Sorted, end: np.ndarray, about: About) -> np.ndarray:
+    """Row that holds each step of the horizon, the last of several; -1 for none: [series, H]."""
+    found = np.full((len(rows.ids), about.horizon), -1, dtype=np.int64)
+    if not about.contract.known_future:
+        return found
+    series = np.repeat(np.arange(len(rows.ids)), np.diff(rows.bounds))
+    late = np.flatnonzero((np.arange(len(series)) >= end[series]) & (end[series] >= 0))
+    series = series[late]
+    passed_us = rows.ds_us[late] - rows.ds_us[end[series] - 1]
+    # Rounded, so a day of 23 or 25 hours is one step too.
+    steps = np.rint(passed_us / about.contract.frequency.step_us).astype(np.int64)
+    inside = (steps >= 1) & (steps <= about.horizon)
+    np.maximum.at(found, (series[inside], steps[inside] - 1), late[inside])
+    return found
+
+
+def _static(rows: _Sorted, values: np.ndarray) -> np.ndarray:
+    """First value of each series, float64 [series]; NaN where it has none."""
+    none = len(values)
+    told = np.where(np.isfinite(values), np.arange(none), none)
+    first = np.minimum.reduceat(told, rows.bounds[:-1])
+    return np.append(values, np.nan)[np.where(first < rows.bounds[1:], first, none)]

@@ -1,0 +1,123 @@
+"""What a fitted model remembers: how far it has seen each series, and its scores since.
+
+Design choices: positions are instants, because a newer prepared set may begin or order its series
+otherwise; what a model has seen is a property of the model, stored in its artifact, so that
+whoever judges it need not find the data it was made from; forecasts never read the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from flts_ray.errors import DataError
+from flts_ray.models.base import Fitted, Task
+from flts_ray.models.recent_scores import RecentScores
+from flts_ray.panel import Contract, steps_after, to_local_us
+from flts_ray.prepare.arrays import SeriesArrays, SeriesStats
+
+PREFIX = "memory."
+NEVER = int(np.iinfo(np.int64).min)
+"""Seen position of a series that was never seen."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """until_us: int64 [series of the model], UTC microseconds, the first step of each series
+    that neither fit, choice, calibration nor update has used."""
+
+    until_us: np.ndarray
+    scores: RecentScores
+
+    @classmethod
+    def of(cls, data: SeriesArrays, task: Task) -> Memory:
+        """What a fit on `data` has seen: all before the test span."""
+        spans = np.maximum(data.valid_end - data.train_end - task.horizon + 1, 0)
+        until = steps_after(data.start_us, data.valid_end, data.contract)
+        base = float(spans.sum())
+        return cls(until, RecentScores.none(base, task.horizon, len(task.levels)))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Named arrays for `Fitted.state`."""
+        named = {"until": self.until_us, **self.scores.arrays()}
+        return {f"{PREFIX}{name}": array for name, array in named.items()}
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A fitted model that says what it has seen; None: of an artifact that did not tell."""
+
+    @property
+    def memory(self) -> Memory | None: ...
+
+
+def memory_of(fitted: Fitted) -> Memory | None:
+    """What a model remembers; None where nobody knows."""
+    return fitted.memory if isinstance(fitted, Remembers) else None
+
+
+def stored(memory: Memory | None) -> dict[str, np.ndarray]:
+    """Arrays for `Fitted.state`; none where there is no memory."""
+    return {} if memory is None else memory.arrays()
+
+
+def split_memory(
+    arrays: dict[str, np.ndarray], stats: SeriesStats, task: Task
+) -> tuple[dict[str, np.ndarray], Memory | None]:
+    """Stored arrays without those of the memory, and the memory.
+
+    Raises KeyError and ValueError for a memory of other series or of another task.
+    """
+    mine = {k.removeprefix(PREFIX): a for k, a in arrays.items() if k.startswith(PREFIX)}
+    rest = {k: a for k, a in arrays.items() if not k.startswith(PREFIX)}
+    if not mine:
+        return rest, None
+    until, scores = mine.pop("until"), RecentScores.from_arrays(mine)
+    if until.shape != (len(stats.ids),) or until.dtype != np.int64:
+        raise ValueError(f"the memory is of {until.shape} series, not of {len(stats.ids)}")
+    if scores.shift.shape != (task.horizon, len(task.levels)):
+        raise ValueError(f"the memory has scores of another task, {scores.shift.shape}")
+    return rest, Memory(until, scores)
+
+
+def needed_memory(fitted: Fitted) -> Memory:
+    """The memory of a model. Raises DataError where it has none, so that it cannot be updated."""
+    memory = memory_of(fitted)
+    if memory is None:
+        raise DataError(
+            f"{fitted.spec.kind}: this model does not tell how far it has seen its series, so "
+            "nobody knows which rows are new to it; train again",
+            field="model",
+        )
+    return memory
+
+
+def until_of(memory: Memory, stats: SeriesStats, ids: Sequence[str]) -> np.ndarray:
+    """How far each of these series was seen: int64 [n], NEVER for one that was not."""
+    rows = (stats.row_of.get(name, -1) for name in ids)
+    at = np.fromiter(rows, dtype=np.int64, count=len(ids))
+    return np.append(memory.until_us, NEVER)[at]
+
+
+def positions_of(until_us: np.ndarray, start_us: np.ndarray, contract: Contract) -> np.ndarray:
+    """Steps from the start of each series that lie before `until_us`: int64 [n], not negative."""
+    frequency, seen = contract.frequency, until_us > start_us
+    begin, end = start_us, np.where(seen, until_us, start_us)
+    if frequency.wall_clock and contract.time_zone != "UTC":
+        begin, end = (to_local_us(each, contract.time_zone) for each in (begin, end))
+    return np.asarray(-((begin - end) // frequency.step_us), dtype=np.int64)
+
+
+def seen_positions(fitted: Fitted, data: SeriesArrays) -> np.ndarray | None:
+    """First step of each series of `data` that the model has not seen: int64 [series].
+
+    None for a model that does not tell.
+    """
+    memory = memory_of(fitted)
+    if memory is None:
+        return None
+    until = until_of(memory, fitted.stats, data.ids)
+    return positions_of(until, data.start_us, data.contract)

@@ -1,0 +1,65 @@
+"""A fitted Prophet that follows its series without another fit.
+
+Design choices: the curves and their changepoints stay, because they say what a series is like over
+years; what it has missed of late is read from each window anyway, so what there is to learn is how
+much of that to add: the shares of the new windows are averaged with the old ones by the windows
+that stand behind each, and the bands follow the scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from flts_ray.models.bands import width_of
+from flts_ray.models.calibrate import sample_origins, series_scale
+from flts_ray.models.memory import needed_memory
+from flts_ray.models.news import News, remembered
+from flts_ray.models.prophet_fitted import FittedProphet
+from flts_ray.models.prophet_level import Correction, fit_correction
+from flts_ray.models.recent_scores import moved
+from flts_ray.prepare.arrays import Windows, actuals_at, windows_at
+
+MAX_WINDOWS = 2000
+
+
+def updated(fitted: FittedProphet, news: News) -> FittedProphet:
+    """The same curves with a correction and bands that know the new windows."""
+    memory, before = remembered(fitted, news, partial(served, fitted)), needed_memory(fitted)
+    by = memory.scores.shift - before.scores.shift
+    more = memory.scores.count - before.scores.count
+    return replace(
+        fitted,
+        stats=news.stats,
+        correction=_followed(fitted, news, more / (memory.scores.base + memory.scores.count + 1)),
+        band=moved(fitted.band, by),
+        memory=memory,
+    )
+
+
+def served(fitted: FittedProphet, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+    """Quantiles and the scale of their bands; see `recent_scores.Ask`."""
+    seen = windows.last(fitted.spec.lookback)
+    return fitted.forecast(windows).quantiles, width_of(seen, fitted.stats, fitted.volatility)
+
+
+def _followed(fitted: FittedProphet, news: News, share: float) -> Correction:
+    """The correction moved by `share` to the one that the new windows ask for."""
+    lookback, horizon, old = fitted.spec.lookback, fitted.spec.task.horizon, fitted.correction
+    data, _ = news.tail(lookback)
+    series, origins = sample_origins(data, "validation", lookback, horizon, MAX_WINDOWS)
+    if not len(series):
+        return old
+    windows = windows_at(data, series, origins, lookback, horizon)
+    missed, ahead = fitted.missed(windows)
+    scale = series_scale(windows, data.stats)
+    error = actuals_at(data, series, origins, horizon) - ahead
+    tried = [(old.window, old.cycles, old.season)]
+    new, _ = fit_correction(missed, error, scale, tried)
+    return replace(
+        old,
+        level=(1 - share) * old.level + share * new.level,
+        phase=(1 - share) * old.phase + share * new.phase,
+    )

@@ -1,0 +1,147 @@
+"""How many replicas the load needs, now and a little later: pure functions of plain numbers.
+
+Design choices: concurrency is the measure of load (Little, 1961: requests in the system = rate x
+time in it), because it grows with the rate and with slowness alike; latency can only add to it;
+the forecast of the rate is turned into concurrency by the ratio that was seen lately, and can only
+raise the answer, so the reactive rule is its floor; the forecast is our own ridge regression on the
+last values and on those one season ago, refitted on what was counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from flts_ray.models.ridge import Moments, solve
+
+RATE, LATENCY = "requests_per_s", "p95_ms"
+"""Names under which replicas report."""
+LAGS = 12
+"""Intervals that the rate's regression looks back."""
+PENALTY = 0.01
+LEAST = 3 * LAGS
+"""Intervals before the first forecast."""
+KEEP = 17_280
+"""Intervals that are remembered: three days of a quarter of a minute."""
+MOST_GROWTH = 3.0
+"""A forecast beyond this many times the highest count of the memory is not believed."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What replicas report. `ongoing` and `per_s` are sums over `replicas`, `p95_ms` the worst."""
+
+    replicas: int
+    ongoing: float
+    per_s: float = 0.0
+    p95_ms: float = 0.0
+
+
+def reactive(demand: Demand, target_ongoing: float, target_p95_ms: float | None) -> float:
+    """Replicas for the load as it is, a real number.
+
+    Above the latency target at most twice as many as now; close below it none is taken away.
+    """
+    wanted = demand.ongoing / target_ongoing
+    if target_p95_ms is None or demand.ongoing == 0:
+        return wanted
+    excess = demand.p95_ms / target_p95_ms
+    if excess > 1:
+        return max(wanted, demand.replicas * min(excess, 2.0))
+    if excess > 0.5:
+        return max(wanted, float(demand.replicas))
+    return wanted
+
+
+def forecast_counts(counts: np.ndarray, horizon: int, season: int | None = None) -> np.ndarray:
+    """Requests in each of the next `horizon` intervals.
+
+    counts: [n] >= 0, oldest first. Returns [horizon] >= 0; the last count repeated while there
+    are fewer than LEAST. With `season` and two of them, last season's values are features too.
+    """
+    n = len(counts)
+    if n < LEAST + horizon:
+        return np.full(horizon, float(counts[-1]) if n else 0.0)
+    back = season if season is not None and n >= 2 * season + horizon else None
+    first = max(LAGS, back or 0)
+    origins = np.arange(first, n - horizon + 1)
+    windows = Moments.of(
+        _lags(counts, origins),
+        _last_season(counts, origins, horizon, back),
+        counts[origins[:, None] + np.arange(horizon)].astype(float),
+    )
+    (fit,) = solve(windows, [PENALTY], np.ones(windows.step.shape[1], dtype=bool))
+    now = np.array([n])
+    made = _lags(counts, now) @ fit.shared + fit.bias
+    made += (_last_season(counts, now, horizon, back) * fit.step).sum(axis=-1)
+    return np.clip(made[0], 0.0, MOST_GROWTH * float(counts.max()))
+
+
+def _lags(counts: np.ndarray, origins: np.ndarray) -> np.ndarray:
+    return counts[origins[:, None] - 1 - np.arange(LAGS)].astype(float)
+
+
+def _last_season(
+    counts: np.ndarray, origins: np.ndarray, horizon: int, season: int | None
+) -> np.ndarray:
+    if season is None:
+        return np.zeros((len(origins), horizon, 0))
+    steps = np.arange(horizon) % season
+    return counts[origins[:, None] - season + steps][..., None].astype(float)
+
+
+class Ahead:
+    """Replicas that the next minute needs, from the counts of the past.
+
+    interval_s: length of one count; horizon: intervals to look ahead; season: intervals a day.
+    """
+
+    def __init__(self, interval_s: float, horizon: int, season: int | None = None) -> None:
+        self._interval_s = interval_s
+        self._horizon = horizon
+        self._season = season
+        self._counts: deque[float] = deque(maxlen=KEEP)
+        self._ongoing: deque[float] = deque(maxlen=LAGS)
+        self._sum = self._ongoing_sum = 0.0
+        self._looks = 0
+        self._until: float | None = None
+        self._peak_per_s = 0.0
+
+    def look(self, demand: Demand, now: float) -> None:
+        """Take in one report, at any pace; `now` in seconds of any clock that goes forward."""
+        if self._until is None:
+            self._until = now + self._interval_s
+        if now >= self._until:
+            self._close(now)
+        self._sum += demand.per_s
+        self._ongoing_sum += demand.ongoing
+        self._looks += 1
+
+    def concurrency(self) -> float:
+        """Requests in the system at the highest forecast rate; 0 without knowledge."""
+        seen = sum(list(self._counts)[-len(self._ongoing) :])
+        if seen == 0:
+            return 0.0
+        seconds = sum(self._ongoing) * self._interval_s / seen
+        return self._peak_per_s * seconds
+
+    def _close(self, now: float) -> None:
+        looks = max(self._looks, 1)
+        self._counts.append(self._sum / looks * self._interval_s)
+        self._ongoing.append(self._ongoing_sum / looks)
+        self._sum = self._ongoing_sum = 0.0
+        self._looks = 0
+        self._until = now + self._interval_s
+        made = forecast_counts(np.array(self._counts), self._horizon, self._season)
+        self._peak_per_s = float(made.max()) / self._interval_s
+
+
+def wanted_replicas(
+    demand: Demand, ahead: float, target_ongoing: float, target_p95_ms: float | None
+) -> int:
+    """Replicas for now and for `ahead`, the concurrency that is forecast; at least 1."""
+    now = reactive(demand, target_ongoing, target_p95_ms)
+    return max(1, math.ceil(max(now, ahead / target_ongoing) - 1e-9))
