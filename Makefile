@@ -6,7 +6,7 @@ EXIT ?=
 # Two OpenMP threads a process are slower than one as soon as both cores are busy.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint clean bench-setup
+.PHONY: demo test lint clean bench-setup bench-setup-serve
 
 demo: $(VENV)/.ready
 	$(BIN)/flts demo $(if $(EXIT),--exit)
@@ -37,5 +37,13 @@ $(VENV)-bench/.ready: benchmarks/peers/requirements.txt
 	$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
+# The servers that `python -m benchmarks.serve` compares with.
+bench-setup-serve: $(VENV)/.ready $(VENV)-bench-serve/.ready
+
+$(VENV)-bench-serve/.ready: benchmarks/serving/requirements.txt
+	test -x $(VENV)-bench-serve/bin/python || $(PYTHON) -m venv $(VENV)-bench-serve
+	$(VENV)-bench-serve/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-bench .flts .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-bench-serve .flts .mypy_cache .ruff_cache .pytest_cache .hypothesis

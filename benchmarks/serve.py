@@ -1,7 +1,7 @@
 """Requests a second of one model behind several servers, on one machine, in one go.
 
     make bench-setup-serve                          # once: .venv-bench-serve, 2 GB
-    python -m benchmarks.serve                      # about 25 minutes on two quiet cores
+    python -m benchmarks.serve                      # about 20 minutes on two quiet cores
     python -m benchmarks.serve --seconds 1 --rounds 1 --only ours,fastapi_onnx --output try
 
 The project's own deployment behind HAProxy is compared with an empty handler there and with what
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving import callers
-from benchmarks.serving.servers import OWN, PEERS, SERVERS, Failed, Running, Server, Usage, running
+from benchmarks.serving.servers import OWN, PEERS, SERVERS, Failed, Running, Server, cpu_s, running
 from benchmarks.serving.verdict import Point, as_json, judge, markdown, point
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,7 +62,7 @@ class Found:
     """Everything that was measured so far."""
 
     points: list[Point] = field(default_factory=list)
-    memory: dict[str, dict[str, float]] = field(default_factory=dict)
+    memory: dict[str, dict[str, int]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -84,47 +84,39 @@ class Benchmark:
                 self._point(made, WARM_CLIENTS, 0, max(1.0, plan.seconds / 2), number)
                 for clients in plan.clients:
                     found.points.append(self._point(made, clients, 0, plan.seconds, number))
-                usage = made.usage()
+                found.memory[server.name] = asdict(made.memory())
                 for rate in plan.rates:
                     found.points.append(self._point(made, 0, rate, plan.seconds, number))
-                found.memory[server.name] = _size(usage)
         except Failed as why:
             found.failed[server.name] = str(why)
             print(f"{server.name}: {why}", file=sys.stderr)
 
     def _point(self, made: Running, clients: int, rate: int, seconds: float, number: int) -> Point:
+        plan, name = self._plan, made.server.name
         place = ("127.0.0.1", made.port)
-        requests = [
-            made.server.request(one["body"], f"{place[0]}:{place[1]}") for one in self._golden
-        ]
-        plan = self._plan
+        requests = [made.server.request(one["body"], f"127.0.0.1:{made.port}")
+                    for one in self._golden]  # fmt: skip
         spans = (plan.lead_s, seconds)
         work = list(callers.jobs(place, requests, clients, rate, spans, plan.processes))
-        running_now = [self._pool.submit(callers.call, job) for job in work]
-        time.sleep(max(0.0, work[0].begin + plan.lead_s - time.time()))
-        before, begin = made.usage(), time.monotonic()
-        time.sleep(max(0.0, work[0].begin + plan.lead_s + seconds - time.time()))
-        after, end = made.usage(), time.monotonic()
-        seen = [one.result() for one in running_now]
+        asking = [self._pool.submit(callers.call, job) for job in work]
+        pids, first = made.pids(), work[0].begin + plan.lead_s
+        time.sleep(max(0.0, first - time.time()))
+        spent = -cpu_s(pids)
+        time.sleep(max(0.0, first + seconds - time.time()))
+        spent += cpu_s(pids)
+        seen = [one.result() for one in asking]
         errors: Counter[str] = Counter()
         for one in seen:
             errors.update(one.errors)
         latencies = [latency for one in seen for latency in one.latency_s]
         loop, load = ("open", rate) if rate else ("closed", clients)
-        cpu_s = (after.cpu_s - before.cpu_s) * seconds / (end - begin)
-        name = made.server.name
-        found = point((name, loop, load, number), latencies, errors, seconds, cpu_s)
+        found = point((name, loop, load, number), latencies, errors, seconds, spent)
         print(
             f"round {number} {name:14s} {loop:6s} {load:5d} {found.per_s:8,.0f}/s p50 "
             f"{found.p50:7.1f} p99 {found.p99:7.1f} ms CPU {found.cpu_ms:6.2f} ms {dict(errors)}",
             flush=True,
         )
         return found
-
-
-def _size(usage: Usage) -> dict[str, float]:
-    found = asdict(usage)
-    return {name: round(found[name]) for name in ("resident", "proportional", "processes")}
 
 
 def measure(plan: Plan, model: str, names: Sequence[str], folder: Path) -> Found:

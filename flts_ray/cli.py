@@ -17,6 +17,15 @@ import typer
 
 import flts_ray
 from flts_ray import cli_models, cli_serve, cli_stream
+from flts_ray.cli_forecast import (
+    BulkOption,
+    InputOption,
+    OutputOption,
+    OverwriteOption,
+    check_alone,
+    forecast_folder,
+    is_folder,
+)
 from flts_ray.cli_options import (
     DEFAULT_CONFIG,
     Commands,
@@ -254,6 +263,7 @@ def _until_interrupted(url: str, services: Services) -> None:
 @app.command(
     epilog="Example: [cyan]flts forecast -c flts.yaml --input new.csv --output out.csv[/]"
     "\n\nExample: [cyan]flts forecast -c flts.yaml --series cell-17[/]"
+    "\n\nExample: [cyan]flts forecast -i s3://load/today/ -o s3://load/forecasts/today/[/]"
 )
 def forecast(
     config: ConfigOption = DEFAULT_CONFIG,
@@ -261,26 +271,29 @@ def forecast(
     series: Annotated[
         list[str] | None, typer.Option(help="A series of the prepared data; repeatable.")
     ] = None,
-    file: Annotated[
-        str | None,
-        typer.Option("--input", "-i", help="Histories, in the format of the configured input."),
-    ] = None,
+    file: InputOption = None,
     origin: Annotated[str | None, typer.Option(help="First step to forecast, ISO 8601.")] = None,
     horizon: Annotated[int | None, typer.Option(help="Steps; the model's by default.")] = None,
     quantile: Annotated[list[float] | None, typer.Option(help="A level; repeatable.")] = None,
     url: Annotated[str | None, typer.Option(help="A running forecast API to ask.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write .csv or .parquet.")
-    ] = None,
+    output: OutputOption = None,
+    bulk: BulkOption = False,
+    force: OverwriteOption = False,
 ) -> None:
-    """Forecast with the champion, from a file or from the end of the prepared data."""
+    """Forecast with the champion, from files or from the end of the prepared data."""
     loaded = load(config, overrides)
+    if bulk or force or is_folder(output):
+        apart = {"--series": series, "--origin": origin, "--url": url}
+        check_alone([name for name, given in apart.items() if given])
+        print(forecast_folder(loaded, file, output, horizon, quantile or (), force))
+        return
     from flts_ray.jobs.answers import check_output, write_answers
     from flts_ray.jobs.forecast import forecast as ask
     from flts_ray.report import forecast_table
 
-    if output is not None:
-        check_output(output)
+    target = None if output is None else Path(output)
+    if target is not None:
+        check_output(target)
     answers = ask(
         loaded,
         series=series or (),
@@ -290,10 +303,10 @@ def forecast(
         quantiles=quantile or (),
         url=url,
     )
-    if output is None:
+    if target is None:
         console().print(forecast_table(answers))
     else:
-        print(f"{write_answers(answers, output)} rows written to {output}")
+        print(f"{write_answers(answers, target)} rows written to {output}")
 
 
 @app.command(epilog="Example: [cyan]flts status -c configs/demo.yaml[/]")

@@ -15,6 +15,15 @@ settings.load_profile("flts")
 STATUS = pytest.StashKey[int]()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def own_environment() -> Iterator[None]:
+    """What a cluster of one module needs in the environment is wrong for that of the next."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
     """A command that is called in a test sets up logging to a stream that ends with the test."""

@@ -9,17 +9,12 @@ from typing import Any
 
 
 class MicroBatcher:
-    """Gathers items of one event loop. `run` maps a batch to as many results.
+    """Gathers items of one event loop. `run` maps at most `most` items to as many results."""
 
-    in_thread: whether batches run beside the event loop, or in it.
-    """
-
-    def __init__(
-        self, run: Callable[[Sequence[Any]], Sequence[Any]], most: int, in_thread: bool
-    ) -> None:
+    def __init__(self, run: Callable[[Sequence[Any]], Sequence[Any]], most: int) -> None:
         self._run = run
         self._most = most
-        self._thread = ThreadPoolExecutor(1) if in_thread else None
+        self._thread = ThreadPoolExecutor(1)
         self._waiting: list[tuple[Any, asyncio.Future[Any]]] = []
         self._busy = False
 
@@ -38,13 +33,8 @@ class MicroBatcher:
         if not batch:
             self._busy = False
             return
-        items = [item for item, _ in batch]
         futures = [future for _, future in batch]
-        if self._thread is None:
-            self._settle(futures, self._run(items))
-            loop.call_soon(self._next, loop)
-            return
-        running = loop.run_in_executor(self._thread, self._run, items)
+        running = loop.run_in_executor(self._thread, self._run, [item for item, _ in batch])
         running.add_done_callback(lambda done: self._done(loop, futures, done))
 
     def _done(
@@ -54,15 +44,11 @@ class MicroBatcher:
         done: asyncio.Future[Any],
     ) -> None:
         error = done.exception()
-        if error is None:
-            self._settle(futures, done.result())
-        else:
-            for future in futures:
+        for at, future in enumerate(futures):
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(done.result()[at])
+            else:
                 future.set_exception(error)
         self._next(loop)
-
-    @staticmethod
-    def _settle(futures: Sequence[asyncio.Future[Any]], results: Sequence[Any]) -> None:
-        for future, result in zip(futures, results, strict=True):
-            if not future.done():
-                future.set_result(result)

@@ -21,7 +21,7 @@ async def nothing(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"{}"})
 
 
-@serve.ingress()  # type: ignore[untyped-decorator]
+@serve.ingress()
 class Empty:
     """The deployment."""
 

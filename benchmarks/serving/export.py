@@ -74,9 +74,9 @@ def _write_plain(folder: Path, fitted: Fitted, lean: FittedOnnx) -> None:
     if not reads <= {"z", "observed"}:
         raise SystemExit(f"the other servers do not build the inputs {sorted(reads)}")
     values, arrays = fitted.state()
-    weights = {name: array for name, array in arrays.items() if name.startswith("net.")}
+    stored: dict[str, Any] = {n: array for n, array in arrays.items() if n.startswith("net.")}
     (folder / "model.onnx").write_bytes(lean.graph.tobytes())
-    np.savez(folder / "model.npz", shift=lean.shift, **weights)
+    np.savez(folder / "model.npz", shift=lean.shift, **stored)
     about = {
         "lookback": fitted.spec.lookback,
         "horizon": HORIZON,

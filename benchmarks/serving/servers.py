@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ START_S, STOP_S = 180.0, 40.0
 Json = dict[str, Any]
 
 
-class Failed(Exception):  # noqa: N818 -- a result, not a bug
+class Failed(Exception):
     """A server did not start, or answered wrongly."""
 
 
@@ -87,13 +87,12 @@ SERVERS = (
 
 
 @dataclass(frozen=True)
-class Usage:
-    """What all processes of a server hold and have spent. Resident sizes in MB: shared pages
-    count in every process (`resident`) or once (`proportional`)."""
+class Memory:
+    """Resident sizes of all processes of a server in MB: shared pages count in every process
+    (`resident`) or once (`proportional`)."""
 
-    resident: float
-    proportional: float
-    cpu_s: float
+    resident: int
+    proportional: int
     processes: int
 
 
@@ -114,28 +113,37 @@ class Running:
                     found.append(int(place.name))
         return found
 
-    def usage(self) -> Usage:
-        """What its processes use now."""
-        resident = proportional = cpu = 0.0
+    def memory(self) -> Memory:
+        """What its processes hold now."""
+        resident = proportional = 0
         pids = self.pids()
         for pid in pids:
             with suppress(OSError):
                 sizes = _sizes(pid)
                 resident += sizes["Rss"]
                 proportional += sizes["Pss"]
-                cpu += cpu_of(pid)
-        return Usage(resident / 1024, proportional / 1024, cpu, len(pids))
+        return Memory(resident // 1024, proportional // 1024, len(pids))
 
     def check(self, golden: list[Json]) -> None:
         """Ask every golden request once. Raises Failed for an answer that differs."""
         url = f"http://127.0.0.1:{self.port}{self.server.path}"
         with httpx.Client(timeout=30) as http:
             for one in golden:
-                answer = http.post(url, json=self.server.wrap(one["body"]))
+                try:
+                    answer = http.post(url, json=self.server.wrap(one["body"]))
+                except httpx.HTTPError as error:
+                    raise Failed(repr(error)) from error
                 if answer.status_code != 200:
                     raise Failed(f"{answer.status_code} {answer.text[:300]}")
-                if self.server.read is not None:
-                    check_answer(self.server.read(answer.json()), one)
+                self._check_body(answer, one)
+
+    def _check_body(self, answer: httpx.Response, golden: Json) -> None:
+        if self.server.read is None:
+            return
+        try:
+            check_answer(self.server.read(answer.json()), golden)
+        except (LookupError, TypeError, ValueError) as error:
+            raise Failed(f"no forecast ({error!r}) in {answer.text[:300]}") from error
 
 
 def check_answer(found: Json, golden: Json) -> None:
@@ -178,7 +186,7 @@ def _await(made: Running, process: subprocess.Popen[bytes], log: Path, golden: l
         try:
             made.check(golden)
             return
-        except (httpx.HTTPError, Failed) as error:
+        except Failed as error:
             said = str(error)
             time.sleep(0.2)
     last = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
@@ -208,7 +216,11 @@ def _sizes(pid: int) -> Mapping[str, int]:
     return found
 
 
-def cpu_of(pid: int) -> float:
-    """Seconds of processor time of one process, children that ended included."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+def cpu_s(pids: Iterable[int]) -> float:
+    """Seconds of processor time of these processes, children that ended included."""
+    ticks = 0
+    for pid in pids:
+        with suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -157,7 +157,7 @@ def markdown(
     points: Sequence[Point],
     judged: Sequence[Judged],
     titles: Mapping[str, str],
-    memory: Mapping[str, Mapping[str, float]],
+    memory: Mapping[str, Mapping[str, int]],
     failed: Mapping[str, str],
 ) -> str:
     """All tables. titles: servers in their order; memory: MB by server."""
@@ -207,11 +207,10 @@ def _shown(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.1f}"
 
 
-def _memory_table(titles: Mapping[str, str], memory: Mapping[str, Mapping[str, float]]) -> str:
+def _memory_table(titles: Mapping[str, str], memory: Mapping[str, Mapping[str, int]]) -> str:
     rows = [
-        [titles[name], f"{one['resident']:,.0f}", f"{one['proportional']:,.0f}",
-         f"{one['processes']:.0f}"]
+        [titles[name], *(f"{one[size]:,}" for size in ("resident", "proportional", "processes"))]
         for name, one in memory.items()
-    ]  # fmt: skip
+    ]
     head = ("server", "resident MB, sum", "the same, shared pages once", "processes")
     return _table(head, rows)

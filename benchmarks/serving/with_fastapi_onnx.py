@@ -1,6 +1,8 @@
 """FastAPI tuned by hand: ONNX Runtime, micro-batches, orjson both ways, uvloop and httptools.
 
     python -m benchmarks.serving.with_fastapi_onnx FOLDER PORT WORKERS
+
+At 32 callers batches in a thread were faster than in the event loop.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def make_app() -> FastAPI:
         mean, quantiles = model.forecast(asked)
         return list(zip(np.ascontiguousarray(mean), np.ascontiguousarray(quantiles), strict=True))
 
-    batcher = MicroBatcher(run, MOST, in_thread=os.environ.get("SERVING_IN_THREAD") == "1")
+    batcher = MicroBatcher(run, MOST)
 
     @app.post("/forecast")
     async def forecast(request: Request) -> Response:

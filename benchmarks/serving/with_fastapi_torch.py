@@ -1,6 +1,6 @@
 """FastAPI as its tutorial has it: a body of pydantic's, the trained network run for each request.
 
-    python -m benchmarks.serving.with_fastapi_torch FOLDER PORT WORKERS
+python -m benchmarks.serving.with_fastapi_torch FOLDER PORT WORKERS
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`mlflow models serve` with ONNX Runtime, which does not batch.
 
-    python -m benchmarks.serving.with_mlflow FOLDER PORT WORKERS
+python -m benchmarks.serving.with_mlflow FOLDER PORT WORKERS
 """
 
 from __future__ import annotations

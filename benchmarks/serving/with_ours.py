@@ -1,6 +1,6 @@
 """The deployment of `flts serve`, or an empty handler in its place, behind the same ingress.
 
-    python -m benchmarks.serving.with_ours FOLDER PORT WORKERS [empty]
+python -m benchmarks.serving.with_ours FOLDER PORT WORKERS [empty]
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from benchmarks.replica_start import registry_of
@@ -52,14 +53,17 @@ def deploy_empty(config: Config, replicas: int) -> None:
 
     from benchmarks.serving.empty import Empty
     from flts_ray.serve import deployment
+    from flts_ray.serve.replica import registry_source
 
     serve.start(
         http_options=deployment._http_options(config.serve), logging_config=deployment.QUIET
     )
-    forecasting = deployment.application(config, str)._bound_deployment
+    source = partial(registry_source, str(config.mlflow.uri), config.root, config.name)
+    forecasting = deployment.application(config, source)._bound_deployment
     made = forecasting.options(func_or_class=Empty, name="empty", num_replicas=replicas)
     serve.run(made.bind(), name="empty", logging_config=deployment.QUIET)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], empty="empty" in sys.argv[4:])
+    folder, port, workers = sys.argv[1:4]
+    main(folder, port, workers, "empty" in sys.argv[4:])

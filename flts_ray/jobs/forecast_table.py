@@ -193,7 +193,9 @@ def _run(job: Job, config: Config, narrator: Narrator) -> list[Report]:
     """Split every input, then forecast every bucket, here or on the cluster. Their reports."""
     on_cluster = wants_ray(config, job.plan.inputs)
     cluster: AbstractContextManager[Any] = ray_cluster(config) if on_cluster else nullcontext()
-    narrator.step("Forecast", f"{len(job.plan.inputs)} files by version {job.champion.ref.version}")
+    count = len(job.plan.inputs)
+    files = "one file" if count == 1 else f"{count} files"
+    narrator.step("Forecast", f"{files}, by version {job.champion.ref.version}")
     with cluster:
         run = on_ray(config.ray) if on_cluster else in_turn
         job = replace(job, pieces=_split(job.plan, run, narrator.stage))

@@ -64,10 +64,12 @@ def _crossed(
     rows = np.flatnonzero(begin >= MIN_SEASONS * data.contract.season)
     if not len(rows):
         return Scored.none(fitted.spec.task.horizon, len(signs))
-    part = replace(data.take(rows), train_end=begin[rows], valid_end=end[rows])
+    whole = data.take(rows)
+    part = replace(whole, train_end=begin[rows], valid_end=end[rows])
     quick = {**params, "solver": "map"}
+    # The whole training span says which cycles a series has: those of the model in the bands.
     curves, failed = fit_all(
-        part, part.train_end, fitted.seasonalities, fitted.regressors, quick, compute
+        whole, part.train_end, fitted.seasonalities, fitted.regressors, quick, compute
     )
     before = replace(fitted, stats=part.stats, curves=stack(curves))
     found = _forecast(before, part, rows, signs)

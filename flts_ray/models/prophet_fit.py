@@ -2,8 +2,10 @@
 
 Design choices: the default solver is our own (`prophet_map.py`): it maximises the posterior that
 Stan maximises and never ends below it, a hundred times faster, because Prophet starts a process a
-series; `solver: stan` fits with Prophet itself and is the reference. A series that cannot be
-fitted falls back to its training mean and is counted.
+series; `solver: stan` fits with Prophet itself and is the reference. A series gets only the cycles
+that its own history shows: on part of a cycle, season and trend cancel each other, and the curve
+runs away where the history ends. A series that cannot be fitted falls back to its training mean
+and is counted.
 """
 
 from __future__ import annotations
@@ -101,11 +103,43 @@ def fit_series(
 ) -> Row:
     """Fit the series in one row of `data` up to a position; part: both of them.
 
-    Raises RuntimeError or ValueError if it cannot be fitted.
+    Coefficients of cycles that it does not show are zero. Raises RuntimeError or ValueError if it
+    cannot be fitted.
     """
     history = history_of(data, *part, int(params["max_history"]), regressors)
     solve = {"map": fit_map, "stan": run_prophet}[params["solver"]]
-    return solve(history, seasonalities, params)
+    own = shown(data.contract, int(data.train_end[part[0]]), history, seasonalities)
+    return with_cycles(solve(history, own, params), own, seasonalities)
+
+
+def shown(
+    contract: Contract, training: int, history: History, seasonalities: tuple[Seasonality, ...]
+) -> tuple[Seasonality, ...]:
+    """The cycles of which the training span has two and the history one.
+
+    Two is Prophet's own rule for a series; `training` counts its steps, so that fits of parts of a
+    series and refits have the cycles that validation judged. One whole cycle is the least that
+    tells a season from a trend.
+    """
+    if not len(history.y):
+        return ()
+    own = {cycle.name for cycle in seasonalities_for(contract, training)}
+    seen = int(history.wall_us[-1] - history.wall_us[0]) + contract.frequency.step_us
+    return tuple(
+        cycle
+        for cycle in seasonalities
+        if cycle.name in own and seen >= int(cycle.period) * US_PER_DAY
+    )
+
+
+def with_cycles(row: Row, own: Sequence[Seasonality], every: Sequence[Seasonality]) -> Row:
+    """A row fitted with its own cycles as one of all cycles; what it lacks is zero."""
+    seasonal = [np.full(2 * cycle.order, cycle in own) for cycle in every]
+    n_regressors = len(row["regressor_mean"])
+    used = np.concatenate([*seasonal, np.full(n_regressors, True)])
+    beta = np.zeros(len(used))
+    beta[used] = row["beta"]
+    return {**row, "beta": beta}
 
 
 def history_of(

@@ -43,6 +43,10 @@ def line(name: str, hour: int, with_y: bool = True) -> str:
     return f"{name},{stamp},{y if with_y else ''},{event}"
 
 
+NEW = [line(name, h) for name in ("s0", "new") for h in range(200)]
+KNOWN = [line(name, h, with_y=False) for name in ("s0", "new") for h in range(200, 206)]
+
+
 def write(path: Path, lines: list[str]) -> None:
     path.write_text("\n".join(["unique_id,ds,y,event", *lines]) + "\n")
 
@@ -173,21 +177,38 @@ def test_a_known_series_is_forecast_without_a_server(rows: list[dict[str, str]])
         assert abs(float(row["median"]) - truth) < 3
 
 
-def test_a_file_is_forecast_with_the_covariates_it_knows(
-    place: Place, mlflow: SharedMlflow
-) -> None:
-    told = [line(name, h) for name in ("s0", "new") for h in range(200)]
-    known = [line(name, h, with_y=False) for name in ("s0", "new") for h in range(200, 206)]
-    write(place.folder / "new.csv", told + known)
-    done = place.flts("forecast", *SMALL, "-i", "new.csv", "-o", "out.parquet")
-    assert done.stdout == "12 rows written to out.parquet\n"
+@pytest.fixture(scope="module")
+def of_file(place: Place, mlflow: SharedMlflow) -> str:
+    """What was printed when `new.csv`, a known and a new series, was forecast into a file."""
+    write(place.folder / "new.csv", NEW + KNOWN)
+    return place.flts("forecast", *SMALL, "-i", "new.csv", "-o", "out.parquet").stdout
+
+
+def test_a_file_is_forecast_with_the_covariates_it_knows(place: Place, of_file: str) -> None:
+    assert of_file == "12 rows written to out.parquet\n"
     table = pq.read_table(place.folder / "out.parquet")
     assert table["unique_id"].unique().to_pylist() == ["new", "s0"]
     assert table["ds"][0].as_py() == BEGIN + timedelta(hours=200)
-    write(place.folder / "new.csv", told + known[:-1])
-    done = place.flts("forecast", *SMALL, "-i", "new.csv", expect=2)
+    write(place.folder / "blind.csv", NEW + KNOWN[:-1])
+    done = place.flts("forecast", *SMALL, "-i", "blind.csv", expect=2)
     assert done.stderr.startswith("error: new: known_future.event")
     assert "no value for step 6 of the horizon" in done.stderr
+
+
+def test_any_number_of_series_is_forecast_into_a_folder(place: Place, mlflow: SharedMlflow) -> None:
+    told = [line(name, h) for name in ("s0", "new", "short") for h in range(200)]
+    known = [line(name, h, with_y=False) for name in ("s0", "new") for h in range(200, 206)]
+    write(place.folder / "many.csv", told + known)
+    ask = ["forecast", *SMALL, "-i", "many.csv", "-o"]
+    done = place.flts(*ask, "many/")
+    folder = (place.folder / "many").resolve()
+    told_of = f"12 rows of 2 series written to {folder}; 1 series refused, its _refused tells why"
+    assert done.stdout == told_of + "\n"
+    one, many = pq.read_table(place.folder / "out.parquet"), pq.read_table(folder)
+    for name in ("unique_id", "ds", "mean", "q0.1", "q0.975", "cold_start"):
+        assert many[name].to_pylist() == one[name].to_pylist(), name
+    again = place.flts(*ask, "many")
+    assert f"12 rows of 2 series by version 1 are in {folder} already" in again.stdout
 
 
 def test_refusals_of_the_model_are_code_2(place: Place, mlflow: SharedMlflow) -> None:

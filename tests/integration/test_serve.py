@@ -147,7 +147,6 @@ def ray_cluster() -> Iterator[Path]:
     import ray
     from ray import serve
 
-    before = dict(os.environ)
     set_for_ray(starts_cluster=True, serving=ServeConfig())
     assert haproxy_is_set()
     # A socket's path must be short, so pytest's own folder is too deep.
@@ -165,8 +164,6 @@ def ray_cluster() -> Iterator[Path]:
     serve.shutdown()
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ FLOORS = {
     "pipeline": 7, "promote": 7,
     "jobs": 8, "report": 8, "report_models": 8, "report_calibration": 8, "report_stream": 8,
     "cli": 9, "cli_stream": 9, "cli_dlq": 9, "cli_models": 9, "cli_serve": 9, "cli_options": 9,
+    "cli_forecast": 9,
 }  # fmt: skip
 MAY_IMPORT = {
     "ray": (

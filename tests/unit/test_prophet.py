@@ -14,7 +14,7 @@ from flts_ray.models.base import Compute, Task, fit_fully
 from flts_ray.models.prophet import ProphetPerSeries
 from flts_ray.models.prophet_choice import validation_windows
 from flts_ray.models.prophet_curve import Curves, Seasonality, evaluate
-from flts_ray.models.prophet_fit import History, Row, fit_map, seasonalities_for, stack
+from flts_ray.models.prophet_fit import History, Row, fit_map, seasonalities_for, shown, stack
 from flts_ray.models.prophet_fitted import FittedProphet
 from flts_ray.panel import Contract
 from flts_ray.prepare.arrays import SeriesArrays, actuals_at, origins_in, windows_at
@@ -177,6 +177,88 @@ def test_a_word_that_is_no_choice_is_refused(name: str) -> None:
 def test_cycles_follow_from_step_and_length(freq: str, steps: int, names: list[str]) -> None:
     found = seasonalities_for(Contract(freq=freq, season=1), steps)
     assert [cycle.name for cycle in found] == names
+
+
+@pytest.mark.parametrize(
+    ("training", "fitted_days", "names"),
+    [
+        (13, 13, ["daily"]),
+        (14, 14, ["daily", "weekly"]),
+        (14, 7, ["daily", "weekly"]),
+        (14, 6, ["daily"]),
+        (13, 15, ["daily"]),
+        (1, 1, []),
+    ],
+)
+def test_a_series_has_the_cycles_that_it_shows(
+    training: int, fitted_days: int, names: list[str]
+) -> None:
+    """Two of each in its training span, one at least in what a fit of part of it sees."""
+    contract = Contract(freq="1h", season=24)
+    found = shown(contract, training * 24, history(fitted_days * 24), CYCLES)
+    assert [cycle.name for cycle in found] == names
+
+
+SHORT, LONG = 200, 1000
+"""Steps of a series that trains on five days, and of one that trains on three weeks."""
+
+
+def long_and_short() -> SeriesArrays:
+    """Two series; the level of both wanders, so that five days of it look like part of a week."""
+    data = seasonal_set(n_series=2, length=LONG, covariates=False)
+    rng = np.random.default_rng(4)
+    walk = np.cumsum(rng.normal(0, 0.1, (2, LONG)), axis=1)
+    y = data.y + (data.stats.std[:, None] * walk).ravel()
+    kept = np.arange(LONG + SHORT)
+    return replace(
+        data,
+        y=y[kept],
+        observed=data.observed[kept],
+        future=data.future[kept],
+        past=data.past[kept],
+        offsets=np.array([0, LONG, LONG + SHORT]),
+        train_end=np.array([LONG, SHORT]) * 6 // 10,
+        valid_end=np.array([LONG, SHORT]) * 8 // 10,
+    )
+
+
+@pytest.mark.parametrize("solver", ["map", "stan"])
+def test_a_short_series_has_the_curve_that_it_has_alone(solver: str) -> None:
+    """Part of a week tells no weekly cycle, whatever its neighbours show."""
+    data = long_and_short()
+    beside, alone = fitted_on(data, solver=solver), fitted_on(data.take([1]), solver=solver)
+    assert [cycle.name for cycle in beside.seasonalities] == ["daily", "weekly"]
+    assert [cycle.name for cycle in alone.seasonalities] == ["daily"]
+    daily = alone.curves.beta.shape[1]
+    np.testing.assert_array_equal(beside.curves.beta[1, :daily], alone.curves.beta[0])
+    assert not beside.curves.beta[1, daily:].any()
+    assert beside.curves.beta[0, daily:].all()
+    np.testing.assert_array_equal(beside.curves.k[1], alone.curves.k[0])
+    np.testing.assert_array_equal(beside.curves.m[1], alone.curves.m[0])
+
+
+def test_the_curve_of_a_short_series_does_not_run_away() -> None:
+    """Season and trend that cancel each other within five days do not do so after them."""
+    data = long_and_short()
+    fitted = fitted_on(data)
+    origins = np.arange(data.train_end[1], data.valid_end[1])
+    windows = windows_at(data, np.full(len(origins), 1), origins, fitted.spec.lookback, 24)
+    swing = np.ptp(data.y[data.rows(1)])
+    assert np.abs(fitted.curve(windows) - data.stats.mean[1]).max() < 2 * swing
+
+
+def test_a_refit_gives_no_cycle_that_validation_has_not_judged() -> None:
+    data = long_and_short()
+    data = replace(data, valid_end=np.array([800, SHORT]))
+    long = data.take([0])
+    # Eleven days to train, more than two weeks with the validation span.
+    long = replace(long, train_end=np.array([264]), valid_end=np.array([360]))
+    both = replace(data, train_end=np.array([600, 120]))
+    fitted = fitted_on(long)
+    again = ProphetPerSeries().refit(fitted, long, Compute())
+    assert [cycle.name for cycle in again.seasonalities] == ["daily"]
+    again = ProphetPerSeries().refit(fitted_on(both), both, Compute())
+    assert not again.curves.beta[1, 12:].any()
 
 
 def fitted_on(data: SeriesArrays, **params: Any) -> FittedProphet:
