@@ -3,13 +3,15 @@
 Design choices: the supported `mlflow server` command, because running its ASGI application
 directly needs names MLflow keeps for itself; its job runner (seven more processes and 2-3 s of
 the start) is off, since nothing here submits MLflow jobs; the server answers only requests whose
-Host header is a loopback name with this port, which keeps foreign web pages out; unpickling and
-usage statistics are off.
+Host header is a loopback name with this port, which keeps foreign web pages out, or the name of
+its folder, by which it is told from a server of other folders that was quicker to take the port;
+unpickling and usage statistics are off.
 """
 
 from __future__ import annotations
 
 import sys
+from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 
@@ -87,7 +89,7 @@ class MlflowServer:
         self.stop()
 
     def _command(self, host: str) -> list[str]:
-        names = dict.fromkeys((host, "127.0.0.1", "localhost"))
+        names = dict.fromkeys((host, "127.0.0.1", "localhost", name_of(self.folder)))
         return [
             *(sys.executable, "-m", "mlflow", "server"),
             *("--backend-store-uri", f"sqlite:///{self.folder / _DATABASE}"),
@@ -100,7 +102,7 @@ class MlflowServer:
         ]
 
     def _answers(self) -> bool:
-        return answers(self.uri)
+        return answers(self.uri, self.folder)
 
     def _forget_unfinished(self) -> None:
         """Remove a database whose making was cut off: it cannot be repaired, and holds nothing."""
@@ -117,9 +119,20 @@ def database_made(folder: Path) -> None:
     (Path(folder) / _UNFINISHED).unlink(missing_ok=True)
 
 
-def answers(uri: str) -> bool:
-    """Whether an MLflow server is there."""
+def name_of(folder: Path) -> str:
+    """The host name that only the server of this folder answers to."""
+    return f"flts-{blake2b(str(folder).encode(), digest_size=12).hexdigest()}"
+
+
+def answers(uri: str, folder: Path | None = None) -> bool:
+    """Whether an MLflow server is there; with `folder`, the one that keeps its state there."""
+    uri = uri.rstrip("/")
+    path, headers = "/health", {}
+    if folder is not None:
+        # A server checks the name in requests for anything but its health.
+        path = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+        headers = {"host": f"{name_of(folder)}:{uri.rpartition(':')[2]}"}
     try:
-        return httpx.get(f"{uri.rstrip('/')}/health", timeout=3.0).status_code == 200
+        return httpx.get(f"{uri}{path}", headers=headers, timeout=3.0).status_code == 200
     except (httpx.TransportError, httpx.InvalidURL):
         return False

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flts_ray.errors import Conflict, Unavailable
 from flts_ray.local.mlflow_server import LOCK, MlflowServer, answers, database_made
+from flts_ray.local.process import free_port
 
 USERS = "users.lock"
 
@@ -44,7 +45,7 @@ class SharedMlflow:
         limit = time.monotonic() + timeout_s
         while self._server is None:
             uri = _told(self.folder)
-            if uri and answers(uri):
+            if uri and answers(uri, self.folder):
                 database_made(self.folder)
                 return uri
             if time.monotonic() > limit:
@@ -54,7 +55,16 @@ class SharedMlflow:
                 )
             time.sleep(0.1)
             self._try_to_start()  # where the other command failed to
-        self._server.wait(timeout_s)
+        try:
+            self._server.wait(timeout_s)
+        except Unavailable:
+            if self._port is None or free_port(preferred=self._port) == self._port:
+                raise
+            # Another program took the port after it was looked at.
+            self._server.stop()
+            self._server, self._port = None, None
+            self._try_to_start()
+            return self.wait(timeout_s)
         return self._server.uri
 
     def stop(self) -> None:

@@ -10,24 +10,28 @@ from pathlib import Path
 import pytest
 
 from flts_ray.errors import Unavailable
-from flts_ray.local.mlflow_server import MlflowServer, answers
+from flts_ray.local.mlflow_server import MlflowServer, answers, name_of
+from flts_ray.local.process import free_port
 from flts_ray.local.shared_mlflow import SharedMlflow, mlflow_in_use
 
 STAND_IN = """
 import http.server, sys
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200); self.end_headers()
+        known = self.path == "/health" or self.headers["host"].startswith(sys.argv[2] + ":")
+        self.send_response(200 if known else 403); self.end_headers()
     def log_message(self, *_): pass
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Health).serve_forever()
 """
 USER = """
 import sys, time
 from pathlib import Path
-from flts_ray.local.mlflow_server import MlflowServer
+from flts_ray.local.mlflow_server import MlflowServer, name_of
 from flts_ray.local.shared_mlflow import SharedMlflow
 stand_in = sys.argv[2]
-MlflowServer._command = lambda self, host: [sys.executable, "-c", stand_in, str(self.port)]
+MlflowServer._command = lambda self, host: [
+    sys.executable, "-c", stand_in, str(self.port), name_of(self.folder)
+]
 shared = SharedMlflow(Path(sys.argv[1]))
 shared.start()
 print(shared.wait(), flush=True)
@@ -37,10 +41,11 @@ time.sleep(60)
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that starts in a tenth of a second and knows its health only."""
+    """A server that starts in a tenth of a second and knows its health and its name only."""
 
     def command(self: MlflowServer, host: str) -> list[str]:
-        return [sys.executable, "-I", "-S", "-c", STAND_IN, str(self.port)]
+        python = [sys.executable, "-I", "-S", "-c", STAND_IN]
+        return [*python, str(self.port), name_of(self.folder)]
 
     monkeypatch.setattr(MlflowServer, "_command", command)
 
@@ -129,6 +134,31 @@ def test_a_user_starts_the_server_if_the_one_before_failed_to(tmp_path: Path) ->
     finally:
         first.stop()
         second.stop()
+
+
+def test_a_server_of_another_folder_is_never_taken_for_our_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took the preferred port in the seconds that ours needs to open it."""
+    other, ours = SharedMlflow(tmp_path / "other"), tmp_path / "ours"
+    other.start()
+    taken = other.wait(30)
+    port = int(taken.rpartition(":")[2])
+
+    def looked_free(host: str = "127.0.0.1", preferred: int | None = None) -> int:
+        return preferred or free_port(host)
+
+    monkeypatch.setattr("flts_ray.local.mlflow_server.free_port", looked_free)
+    shared = SharedMlflow(ours, port)
+    shared.start()
+    try:
+        uri = shared.wait(30)
+        assert uri != taken
+        assert answers(uri, ours) and not answers(taken, ours)
+        assert answers(taken, tmp_path / "other")
+    finally:
+        shared.stop()
+        other.stop()
 
 
 def test_a_server_that_never_answers_is_told_with_its_log(
