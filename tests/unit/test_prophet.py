@@ -248,17 +248,13 @@ def test_the_curve_of_a_short_series_does_not_run_away() -> None:
 
 
 def test_a_refit_gives_no_cycle_that_validation_has_not_judged() -> None:
-    data = long_and_short()
-    data = replace(data, valid_end=np.array([800, SHORT]))
-    long = data.take([0])
-    # Eleven days to train, more than two weeks with the validation span.
-    long = replace(long, train_end=np.array([264]), valid_end=np.array([360]))
-    both = replace(data, train_end=np.array([600, 120]))
-    fitted = fitted_on(long)
-    again = ProphetPerSeries().refit(fitted, long, Compute())
-    assert [cycle.name for cycle in again.seasonalities] == ["daily"]
-    again = ProphetPerSeries().refit(fitted_on(both), both, Compute())
-    assert not again.curves.beta[1, 12:].any()
+    """Two weeks are reached with the validation span only."""
+    data = seasonal_set(n_series=2, length=LONG, covariates=False)
+    data = replace(data, train_end=np.array([600, 300]), valid_end=np.array([800, 500]))
+    again = ProphetPerSeries().refit(fitted_on(data), data, Compute())
+    daily = 2 * again.seasonalities[0].order
+    assert again.curves.beta[0, daily:].all()
+    assert not again.curves.beta[1, daily:].any()
 
 
 def fitted_on(data: SeriesArrays, **params: Any) -> FittedProphet:
