@@ -18,7 +18,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from benchmarks.serving.model import Model, Network
-from flts_ray.models.recurrent_net import Inputs, SegmentNet, Shape
+from flts_ray.models.recurrent_net import Inputs, SegmentNet
+from flts_ray.models.recurrent_shape import Shape
 
 
 class Asked(BaseModel):

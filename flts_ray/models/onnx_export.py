@@ -25,7 +25,8 @@ from flts_ray.models.onnx_fitted import (
     restored,
     unknown_name,
 )
-from flts_ray.models.onnx_graph import NetworkShape, graph_of, in_onnx_order
+from flts_ray.models.onnx_graph import graph_of, in_onnx_order
+from flts_ray.models.recurrent_shape import Shape
 from flts_ray.prepare.arrays import SeriesStats, Windows
 
 WINDOWS = 12
@@ -55,7 +56,7 @@ def exported(fitted: Fitted) -> Fitted:
 def _network(fitted: Fitted) -> FittedOnnx:
     spec, stats = fitted.spec, fitted.stats
     values, arrays = fitted.state()
-    shape = NetworkShape.of(values)
+    shape = Shape.of(values)
     stored = {n.removeprefix("net."): array for n, array in arrays.items() if n.startswith("net.")}
     weights = in_onnx_order(shape.cell, stored)
     own = set(weights) - {"linear"} if values["series"] else set()

@@ -16,47 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from flts_ray.models.recurrent_shape import Shape
+
 OPSET, IR = 17, 8
 GATES = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
 """Where ONNX's gates (update, reset, new; in, out, forget, cell) stand among the stored ones."""
-
-
-@dataclass(frozen=True)
-class NetworkShape:
-    """What fixes the graph, as it is stored with the weights."""
-
-    cell: str
-    lookback: int
-    segment: int
-    horizon: int
-    levels: tuple[float, ...]
-    marked: int
-    seen: int
-    ahead: int
-    static: int
-    hidden: int
-    layers: int
-    lags: int
-    categories: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> NetworkShape:
-        """From the values of a fitted network's state."""
-        named: dict[str, Any] = {}
-        for name in cls.__dataclass_fields__.keys() & values.keys():
-            value = values[name]
-            named[name] = tuple(value) if isinstance(value, list) else value
-        return cls(**named)
-
-    @property
-    def tokens(self) -> int:
-        return -(-self.horizon // self.segment)
-
-    @property
-    def numbers(self) -> list[int]:
-        """Static columns that hold numbers."""
-        counts = self.categories or (0,) * self.static
-        return [column for column, labels in enumerate(counts) if not labels]
 
 
 def in_onnx_order(cell: str, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -74,7 +38,7 @@ def _gates(cell: str, name: str, array: np.ndarray) -> np.ndarray:
 
 
 def graph_of(
-    shape: NetworkShape, weights: Mapping[str, np.ndarray], given: Mapping[str, tuple[int, ...]]
+    shape: Shape, weights: Mapping[str, np.ndarray], given: Mapping[str, tuple[int, ...]]
 ) -> bytes:
     """A serialised model: float64 `mean` [n, H] and `quantiles` [n, H, Q] in normalised units.
 
@@ -110,7 +74,7 @@ def graph_of(
     return bytes(made.SerializeToString(deterministic=True))
 
 
-def _inputs(shape: NetworkShape) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _inputs(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """What the network reads: names and shapes after the first axis."""
     yield "z", (shape.lookback,)
     if shape.marked:
@@ -183,7 +147,7 @@ class _Graph:
         return found
 
 
-def _encoded(graph: _Graph, shape: NetworkShape) -> list[list[str]]:
+def _encoded(graph: _Graph, shape: Shape) -> list[list[str]]:
     """States [n, hidden] of each layer after the window: hidden and, for an LSTM, cell."""
     steps = [graph.expanded("z", 2)]
     steps += [graph.expanded("observed", 2)] if shape.marked else []
@@ -201,7 +165,7 @@ def _encoded(graph: _Graph, shape: NetworkShape) -> list[list[str]]:
     return states
 
 
-def _read(graph: _Graph, shape: NetworkShape, layer: int, x: str) -> tuple[str, list[str]]:
+def _read(graph: _Graph, shape: Shape, layer: int, x: str) -> tuple[str, list[str]]:
     """One layer over x [T, n, hidden]: its outputs [T, n, hidden] and last states."""
     weights = [
         graph.expanded(graph.weight(f"cell.weight_{part}_l{layer}"), 0) for part in ("ih", "hh")
@@ -217,7 +181,7 @@ def _read(graph: _Graph, shape: NetworkShape, layer: int, x: str) -> tuple[str, 
     return graph.add("Squeeze", outputs, graph.whole(1)), ends
 
 
-def _decoded(graph: _Graph, shape: NetworkShape, states: list[list[str]]) -> str:
+def _decoded(graph: _Graph, shape: Shape, states: list[list[str]]) -> str:
     """One step of the same cell for every segment of the horizon: raw [n, H, Q + 1]."""
     x = graph.expanded(graph.weight("position"), 0)
     for part in _token_parts(graph, shape):
@@ -229,7 +193,7 @@ def _decoded(graph: _Graph, shape: NetworkShape, states: list[list[str]]) -> str
     return graph.sliced(raw, 0, shape.horizon, 1)
 
 
-def _token_parts(graph: _Graph, shape: NetworkShape) -> Iterator[str]:
+def _token_parts(graph: _Graph, shape: Shape) -> Iterator[str]:
     """What is added to the positions: [n, tokens or 1, hidden] each."""
     if shape.ahead:
         missing = shape.tokens * shape.segment - shape.horizon
@@ -255,7 +219,7 @@ def _label(graph: _Graph, column: int) -> str:
     return found
 
 
-def _step(graph: _Graph, shape: NetworkShape, layer: int, x: str, ends: list[str]) -> str:
+def _step(graph: _Graph, shape: Shape, layer: int, x: str, ends: list[str]) -> str:
     """One step for every input x [n or 1, k, hidden] from the same state of its window."""
     gates = len(GATES[shape.cell])
     ahead = graph.linear(x, "cell", f"weight_ih_l{layer}", f"bias_ih_l{layer}")
@@ -279,7 +243,7 @@ def _step(graph: _Graph, shape: NetworkShape, layer: int, x: str, ends: list[str
     return str(graph.add("Add", new, graph.add("Mul", keep, apart)))
 
 
-def _finish(graph: _Graph, shape: NetworkShape, raw: str) -> None:
+def _finish(graph: _Graph, shape: Shape, raw: str) -> None:
     """`mean` and `quantiles` of raw [n, H, Q + 1]."""
     first, second = (
         graph.add("Squeeze", graph.double(graph.sliced(raw, at, at + 1, 2)), graph.whole(2))

@@ -31,9 +31,10 @@ from flts_ray.models.recurrent_judge import (
     valid_loss,
 )
 from flts_ray.models.recurrent_linear import fit_linear, refit_linear
-from flts_ray.models.recurrent_net import SegmentNet, Shape
+from flts_ray.models.recurrent_net import SegmentNet
 from flts_ray.models.recurrent_per_series import held_windows, train_stack
 from flts_ray.models.recurrent_settings import Settings
+from flts_ray.models.recurrent_shape import Shape
 from flts_ray.models.recurrent_stack import Stack
 from flts_ray.models.recurrent_train import Schedule, train
 from flts_ray.models.recurrent_windows import Origins, WindowSet, window_set

@@ -22,8 +22,9 @@ from flts_ray.models.memory import stored as stored_memory
 from flts_ray.models.recurrent_columns import ColumnScaling
 from flts_ray.models.recurrent_inputs import denormalised, inputs_of
 from flts_ray.models.recurrent_linear import Shrinkage
-from flts_ray.models.recurrent_net import Inputs, SegmentNet, Shape, WindowScale
+from flts_ray.models.recurrent_net import Inputs, SegmentNet, WindowScale
 from flts_ray.models.recurrent_readings import Prediction, forecast_of, windows_for
+from flts_ray.models.recurrent_shape import Shape
 from flts_ray.models.recurrent_stack import Stack
 from flts_ray.models.recurrent_stored import (
     check_arrays,

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from flts_ray.models.calibrate import fit_shift, sample_origins, share_apart
-from flts_ray.models.recurrent_net import SegmentNet, Shape
+from flts_ray.models.recurrent_net import SegmentNet
+from flts_ray.models.recurrent_shape import Shape
 from flts_ray.models.recurrent_windows import Batch, WindowSet
 from flts_ray.prepare.arrays import SeriesArrays
 

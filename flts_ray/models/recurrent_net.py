@@ -13,7 +13,6 @@ is added to the median and the mean; the network learns what that map leaves ove
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,47 +21,10 @@ from torch.nn import functional
 
 from flts_ray.models.recurrent_cell import CELLS, State, read, read_by_hand, step_from
 from flts_ray.models.recurrent_readings import SCALE_FLOOR, TINY, UNSEEN_FLOOR
+from flts_ray.models.recurrent_shape import Shape
 
 UNTOLD = 0.1
 """Share of training windows that do not tell their label."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Everything that fixes the names and shapes of the weights.
-
-    `lookback` is a multiple of `segment`; `lags` is the number of last steps the linear map
-    reads (0: no map); `seen` counts columns of the window beside the target, `ahead` columns of
-    the horizon, `static` columns of the series, of which `categories` says how many labels each
-    has (0: it holds numbers; nothing: all do); `marked` is 1 where the network is told which
-    steps of the window were observed, else 0.
-    """
-
-    cell: str
-    lookback: int
-    segment: int
-    horizon: int
-    levels: tuple[float, ...]
-    marked: int
-    seen: int
-    ahead: int
-    static: int
-    hidden: int
-    layers: int
-    dropout: float
-    lags: int
-    categories: tuple[int, ...] = ()
-
-    @property
-    def numbers(self) -> list[int]:
-        """Positions of the static columns that hold numbers."""
-        counts = self.categories or (0,) * self.static
-        return [column for column, labels in enumerate(counts) if not labels]
-
-    @property
-    def tokens(self) -> int:
-        """Segments that cover the horizon."""
-        return -(-self.horizon // self.segment)
 
 
 class Inputs(NamedTuple):

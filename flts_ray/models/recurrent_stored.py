@@ -19,7 +19,8 @@ from flts_ray.errors import ArtifactError
 from flts_ray.models.base import ModelSpec
 from flts_ray.models.recurrent_columns import ColumnScaling
 from flts_ray.models.recurrent_linear import Shrinkage
-from flts_ray.models.recurrent_net import SegmentNet, Shape
+from flts_ray.models.recurrent_net import SegmentNet
+from flts_ray.models.recurrent_shape import Shape
 
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]

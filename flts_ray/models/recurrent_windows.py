@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from flts_ray.models.recurrent_columns import ColumnScaling
-from flts_ray.models.recurrent_net import Inputs, Shape, window_scale
+from flts_ray.models.recurrent_net import Inputs, window_scale
+from flts_ray.models.recurrent_shape import Shape
 from flts_ray.prepare.arrays import MOVED, SeriesArrays
 
 Origins = tuple[np.ndarray, np.ndarray]

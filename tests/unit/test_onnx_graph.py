@@ -12,8 +12,9 @@ import torch
 
 from flts_ray.errors import ArtifactError
 from flts_ray.models.onnx_fitted import open_session
-from flts_ray.models.onnx_graph import NetworkShape, graph_of, in_onnx_order
-from flts_ray.models.recurrent_net import Inputs, SegmentNet, Shape
+from flts_ray.models.onnx_graph import graph_of, in_onnx_order
+from flts_ray.models.recurrent_net import Inputs, SegmentNet
+from flts_ray.models.recurrent_shape import Shape
 
 PLAIN: dict[str, Any] = {
     "lookback": 24, "segment": 6, "horizon": 12, "levels": (0.1, 0.5, 0.9), "marked": 0, "seen": 0,
@@ -92,7 +93,7 @@ def test_the_graph_computes_what_the_network_does(cell: str, case: str) -> None:
     shape = Shape(cell=cell, **(PLAIN | CASES[case]))
     net, seen = network(shape), inputs(shape, 5)
     weights = weights_of(net)
-    graph = graph_of(NetworkShape.of(asdict(shape)), weights, {})
+    graph = graph_of(Shape.of(asdict(shape)), weights, {})
     for found, wanted in zip(ran(graph, seen, {}), expected(net, seen), strict=True):
         assert found.dtype == np.float64
         assert found.shape == wanted.shape
@@ -104,7 +105,7 @@ def test_weights_that_are_given_count_as_those_inside(cell: str) -> None:
     shape = Shape(cell=cell, **(PLAIN | CASES["everything"]))
     net, seen = network(shape), inputs(shape, 3)
     weights = weights_of(net)
-    known = NetworkShape.of(asdict(shape))
+    known = Shape.of(asdict(shape))
     own = {name: array for name, array in weights.items() if name != "linear"}
     graph = graph_of(known, weights, {name: array.shape for name, array in own.items()})
     inside = ran(graph_of(known, weights, {}), seen, {})
@@ -117,7 +118,7 @@ def test_weights_that_are_given_count_as_those_inside(cell: str) -> None:
 def test_a_window_does_not_depend_on_the_rest_of_its_batch(cell: str) -> None:
     shape = Shape(cell=cell, **(PLAIN | CASES["everything"]))
     net, seen = network(shape), inputs(shape, 67)
-    graph = graph_of(NetworkShape.of(asdict(shape)), weights_of(net), {})
+    graph = graph_of(Shape.of(asdict(shape)), weights_of(net), {})
     whole = ran(graph, seen, {})
     for size in (1, 2, 7, 33):
         part = ran(graph, Inputs(*(each[:size] for each in seen)), {})
@@ -128,7 +129,7 @@ def test_a_window_does_not_depend_on_the_rest_of_its_batch(cell: str) -> None:
 def test_the_same_network_gives_the_same_bytes() -> None:
     shape = Shape(cell="gru", **(PLAIN | CASES["everything"]))
     weights = weights_of(network(shape))
-    known = NetworkShape.of(asdict(shape))
+    known = Shape.of(asdict(shape))
     assert graph_of(known, weights, {}) == graph_of(known, weights, {})
 
 
@@ -142,7 +143,7 @@ def test_stacked_weights_are_put_in_order_one_by_one() -> None:
 
 def test_the_graph_is_readable_by_anybody() -> None:
     shape = Shape(cell="gru", **(PLAIN | {"marked": 1, "ahead": 2}))
-    graph = graph_of(NetworkShape.of(asdict(shape)), weights_of(network(shape)), {})
+    graph = graph_of(Shape.of(asdict(shape)), weights_of(network(shape)), {})
     model = onnx.load_from_string(graph)
     onnx.checker.check_model(model, full_check=True)
     assert [each.name for each in model.graph.input] == ["z", "observed", "ahead"]

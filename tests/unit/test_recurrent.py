@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from flts_ray.errors import ArtifactError, ConfigError, DataError
 from flts_ray.models.base import Compute, Fitted, Progress, Task, forecaster
 from flts_ray.models.recurrent_inputs import fit_columns, training_rows
-from flts_ray.models.recurrent_net import Inputs, SegmentNet, Shape, forecast_loss, window_scale
+from flts_ray.models.recurrent_net import Inputs, SegmentNet, forecast_loss, window_scale
 from flts_ray.models.recurrent_settings import Settings, geometry
+from flts_ray.models.recurrent_shape import Shape
 from flts_ray.prepare.arrays import SeriesArrays, Windows, actuals_at, origins_in, windows_at
 from tests.synthetic import seasonal_set, stats_of
 

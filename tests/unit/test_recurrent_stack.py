@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from flts_ray.models.recurrent_net import Inputs, SegmentNet, Shape
+from flts_ray.models.recurrent_net import Inputs, SegmentNet
+from flts_ray.models.recurrent_shape import Shape
 from flts_ray.models.recurrent_stack import Stack, StackOptimiser
 from flts_ray.models.recurrent_train import Schedule
 from flts_ray.models.recurrent_windows import Batch

@@ -11,7 +11,7 @@ import torch
 
 from flts_ray.models.base import Compute, Task, fit_fully, forecaster
 from flts_ray.models.recurrent_inputs import fit_columns, inputs_of, training_rows
-from flts_ray.models.recurrent_net import Shape
+from flts_ray.models.recurrent_shape import Shape
 from flts_ray.models.recurrent_windows import WindowSet, window_set
 from flts_ray.prepare.arrays import SeriesArrays, windows_at
 from tests.synthetic import seasonal_set
