@@ -4,8 +4,8 @@ python -m benchmarks.handler [FOLDER]       # FOLDER: from `python -m benchmarks
 
 Design choices: CPU time of the whole process, because the model runs in a thread of its own; the
 fastest of several rounds, because whatever else runs on the machine only adds; the request is that
-of `benchmarks.serve`, one known series with the first stamp and a window of points as JSON; `without
-model` answers every request with one forecast made beforehand.
+of `benchmarks.serve`, one known series with the first stamp and a window of points as JSON;
+`without model` answers every request with one forecast made beforehand.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def a_model(folder: Path | None) -> tuple[Fitted, bytes]:
     """A fitted model, and a request for one of its series."""
     if folder is not None:
         fitted = load_lean(folder / "store" / "lean")
-        return fitted, json.dumps(json.loads((folder / "golden.json").read_text())[0]["body"]).encode()
+        return fitted, json.dumps(
+            json.loads((folder / "golden.json").read_text())[0]["body"]
+        ).encode()
     from benchmarks.serving.export import HORIZON, LEVELS, daily_set
 
     data = daily_set()
@@ -127,8 +129,8 @@ def parts(model: ServedModel, body: bytes) -> dict[str, Lone]:
     async def forecast() -> None:
         model.fitted.forecast(windows)
 
-    each = {"read": read, "lay": lay, "model": forecast, "cut": cut}
-    return each | {"cut and write": write, "send": send}
+    each: dict[str, Lone] = {"read": read, "lay": lay, "model": forecast, "cut": cut}
+    return {**each, "cut and write": write, "send": send}
 
 
 async def measured(fitted: Fitted, body: bytes) -> dict[str, float]:

@@ -129,6 +129,8 @@ class Call:
 
 
 def _kind(value: bytes) -> bytes | None:
+    if value == JSON:
+        return JSON
     name = value.partition(b";")[0].strip().lower()
     if name == ARROW:
         return ARROW

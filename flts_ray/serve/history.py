@@ -28,8 +28,8 @@ from flts_ray.prepare.clean import (
 )
 
 MAX_MAGNITUDE = 1e30  # float32 arithmetic of a model overflows beyond
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def parse_stamps(stamps: Sequence[str], time_zone: str, field: str) -> np.ndarra
             ) from None
         naive[i] = moment.tzinfo is None
         aware = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-        found[i] = (aware - _EPOCH) // _MICROSECOND
+        found[i] = (aware - EPOCH) // MICROSECOND
     outside = np.flatnonzero((found < EARLIEST_US) | (found >= LATEST_US))
     if len(outside):
         at = f"{field}[{outside[0]}]"
@@ -182,6 +182,8 @@ def _check_complete(
 
 def calendar_of(ds_us: np.ndarray, contract: Contract) -> np.ndarray:
     """The contract's calendar columns at instants of any shape, float32 with one axis more."""
+    if not contract.calendar:
+        return np.zeros((*ds_us.shape, 0), dtype=np.float32)
     every = calendar_features(ds_us, contract.time_zone, contract.freq, contract.holidays)
     names = calendar_columns(contract.freq, contract.holidays)
     return every[..., [names.index(name) for name in contract.calendar]]
@@ -192,4 +194,5 @@ def stamps_text(ds_us: np.ndarray) -> list[str]:
     moments: npt.NDArray[np.datetime64] = ds_us.astype("datetime64[us]")
     whole = not (ds_us % 1_000_000).any()
     text = np.datetime_as_string(moments, unit="s" if whole else "us", timezone="UTC")
-    return [str(stamp) for stamp in text]
+    found: list[str] = text.tolist()
+    return found

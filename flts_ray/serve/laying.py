@@ -15,6 +15,7 @@ import numpy as np
 from flts_ray.errors import DataError, FltsError, Unavailable
 from flts_ray.prepare.arrays import SeriesArrays, Windows
 from flts_ray.serve.engine import ServedModel, join_windows
+from flts_ray.serve.lone import lone_window
 from flts_ray.serve.regular import Block, blocks_of, chosen, regular_windows
 from flts_ray.serve.rows import AskedSeries, Row, needs_prepared, row_of
 from flts_ray.serve.stamps import calendars
@@ -57,6 +58,8 @@ def lay(asked: Sequence[AskedSeries] | Block, model: ServedModel) -> Laid:
 
 def windows_of(asked: Sequence[AskedSeries], model: ServedModel) -> Windows:
     """Windows of all series, in their order. Raises what the first refused one raises."""
+    if len(asked) == 1 and (lone := lone_window(asked[0], model)) is not None:
+        return lone
     laid = lay(asked, model)
     if laid.refused:
         raise laid.refused[min(laid.refused)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -136,8 +137,7 @@ def made_of(
     forecast: Forecast, horizon: int, levels: tuple[float, ...], model: ServedModel
 ) -> Made:
     """Cut a forecast. Raises DataError when it is not finite."""
-    forecast = replace(forecast, quantiles=forecast.quantiles[:, :horizon])
-    quantiles = forecast.at((*levels, 0.5)).transpose(0, 2, 1)
+    quantiles = _quantiles(forecast, horizon, (*levels, 0.5))
     mean = np.ascontiguousarray(forecast.mean[:, :horizon])
     check_finite(mean, quantiles, forecast.ids)
     return Made(
@@ -149,6 +149,28 @@ def made_of(
         quantiles=np.ascontiguousarray(quantiles[:, :-1]),
         cold=[name not in model.position for name in forecast.ids],
     )
+
+
+def _quantiles(forecast: Forecast, horizon: int, levels: tuple[float, ...]) -> np.ndarray:
+    """float64 [n, Q, H] at these levels; those that the model has are read, not interpolated."""
+    known = forecast.quantiles[:, :horizon]
+    places = _places(forecast.levels, levels)
+    if places is None:
+        return replace(forecast, quantiles=known).at(levels).transpose(0, 2, 1)
+    return known.transpose(0, 2, 1).take(places, axis=1)
+
+
+@lru_cache
+def _places(known: tuple[float, ...], levels: tuple[float, ...]) -> tuple[int, ...] | None:
+    """Where the levels stand among the known ones; None unless all do."""
+    if not set(levels) <= set(known):
+        return None
+    return tuple(known.index(level) for level in levels)
+
+
+@lru_cache
+def _names(levels: tuple[float, ...]) -> tuple[str, ...]:
+    return tuple(repr(level) for level in levels)
 
 
 def answer_of(
@@ -175,7 +197,7 @@ def forecasts_of(made: Made, model: ServedModel) -> list[dict[str, Any]]:
     """The entry of each series."""
     contract = model.fitted.spec.contract
     steps = made.mean.shape[1]
-    names = [repr(level) for level in made.levels]
+    names = _names(made.levels)
     return [
         {
             "unique_id": name,
@@ -191,14 +213,15 @@ def forecasts_of(made: Made, model: ServedModel) -> list[dict[str, Any]]:
 
 def check_finite(mean: np.ndarray, quantiles: np.ndarray, ids: tuple[str, ...]) -> None:
     """mean: [n, H]; quantiles: [n, ...]. Raises DataError naming the series."""
+    if np.isfinite(mean).all() and np.isfinite(quantiles).all():
+        return
     finite = np.isfinite(mean).all(axis=1) & np.isfinite(quantiles).all(axis=(1, 2))
-    if not finite.all():
-        name = ids[int(finite.argmin())]
-        raise DataError(
-            f"y: the forecast of series {name[:60]!r} is not finite; its values are too extreme "
-            "for the model",
-            field="y",
-        )
+    name = ids[int(finite.argmin())]
+    raise DataError(
+        f"y: the forecast of series {name[:60]!r} is not finite; its values are too extreme "
+        "for the model",
+        field="y",
+    )
 
 
 def model_of(model: ServedModel) -> dict[str, str]:

@@ -58,7 +58,9 @@ def _uniform(stamps: Sequence[str]) -> np.ndarray | None:
 def calendars(origin_us: np.ndarray, lookback: int, horizon: int, contract: Contract) -> np.ndarray:
     """Calendar columns around each origin, float32 [n, L + H, C]."""
     first = int(origin_us[0])
-    if len(origin_us) == 1 or (origin_us == first).all():
+    if len(origin_us) == 1:
+        return _calendar(first, lookback, horizon, contract)[None]
+    if (origin_us == first).all():
         one = _calendar(first, lookback, horizon, contract)
         return np.broadcast_to(one, (len(origin_us), *one.shape))
     origins, inverse = np.unique(origin_us, return_inverse=True)

@@ -12,7 +12,7 @@ from flts_ray.errors import DataError, Unavailable
 from flts_ray.panel import Contract
 from flts_ray.prepare.arrays import windows_at
 from flts_ray.serve.engine import ServedModel
-from flts_ray.serve.predictor import Question, answer_of, describe, question_of
+from flts_ray.serve.predictor import Question, answer_of, describe, made_of, question_of
 from flts_ray.serve.schemas import ForecastRequest, parse_body
 from tests.served import (
     HORIZON,
@@ -247,6 +247,17 @@ def test_a_model_of_known_series_refuses_others(plain: ServedModel) -> None:
     assert error.field == "unique_id"
     assert "only the 2 series" in str(error)
     assert ask(served(fitted), **history(unique_id="s0")).windows.ids == ("s0",)
+
+
+@pytest.mark.parametrize("levels", [LEVELS, (0.975, 0.1), (), (0.1, 0.2)])
+def test_levels_of_the_model_are_read_as_they_are(
+    plain: ServedModel, levels: tuple[float, ...]
+) -> None:
+    forecast = plain.fitted.forecast(ask(plain, **history()).windows)
+    made = made_of(forecast, 3, levels, plain)
+    np.testing.assert_array_equal(made.quantiles, forecast.at(levels)[:, :3].transpose(0, 2, 1))
+    np.testing.assert_array_equal(made.median, forecast.median[:, :3])
+    assert made.quantiles.flags.c_contiguous
 
 
 def test_a_forecast_that_is_not_finite_is_refused(plain: ServedModel) -> None:
