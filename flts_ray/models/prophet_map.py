@@ -192,17 +192,19 @@ def sparse_minimum(
     """
     x, sign = start.astype(np.float64), np.sign(start)
     close = 1e-9 * max(penalty, float(np.abs(linear).max(initial=0.0)) * 1e-6)
+    settled = False
     for _ in range(MAX_SIGNS):
         slope = hessian @ x - linear
         active = sign != 0.0
-        if (np.abs(slope + penalty * sign)[active] <= close).all():
+        # Rounding may keep the slopes of a reached minimum from being as small as that.
+        if settled or (np.abs(slope + penalty * sign)[active] <= close).all():
             excess = np.where(active, -np.inf, np.abs(slope) - penalty)
             if len(x) == 0 or excess.max() <= close:
                 break
             first = int(excess.argmax())
             sign[first] = -np.sign(slope[first])
             active[first] = True
-        x = _towards(hessian, linear, penalty, x, sign, np.flatnonzero(active))
+        x, settled = _towards(hessian, linear, penalty, x, sign, np.flatnonzero(active))
         sign = np.sign(x)
     return x
 
@@ -214,8 +216,11 @@ def _towards(
     x: np.ndarray,
     sign: np.ndarray,
     active: np.ndarray,
-) -> np.ndarray:
-    """The best point on the way to the minimum for these signs, at its end or at a zero."""
+) -> tuple[np.ndarray, bool]:
+    """The best point on the way to the minimum for these signs, at its end or at a zero.
+
+    Also whether nothing changed its sign on the way, so that the end is that minimum.
+    """
     inner = hessian[active][:, active]
     # Changes a few steps apart are nearly the same column.
     inner.flat[:: len(active) + 1] *= 1.0 + 1e-12
@@ -228,11 +233,11 @@ def _towards(
         point[one] = 0.0
         points.append(point)
     if len(points) == 1:
-        return _placed(goal, active, len(x))
+        return _placed(goal, active, len(x)), True
     tried = np.stack(points)
     values = 0.5 * ((tried @ inner) * tried).sum(axis=1) - tried @ linear[active]
     values += penalty * np.abs(tried).sum(axis=1)
-    return _placed(tried[values.argmin()], active, len(x))
+    return _placed(tried[values.argmin()], active, len(x)), False
 
 
 def _placed(values: np.ndarray, active: np.ndarray, size: int) -> np.ndarray:
