@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.hourly import SEASON, hourly_set
 from flts_ray.evaluate.backtest import backtest, choose_origins
 from flts_ray.local.ray_environment import set_for_ray
 from flts_ray.models.base import Compute, Fitted, Task, fit_fully
@@ -42,10 +43,9 @@ from flts_ray.models.prophet_fit import fit_all, seasonalities_for, stack
 from flts_ray.models.prophet_fitted import FittedProphet
 from flts_ray.models.prophet_regressors import Regressors
 from flts_ray.models.spread import Spread, in_turn
-from flts_ray.panel import Contract
-from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, windows_at
+from flts_ray.prepare.arrays import SeriesArrays, windows_at
 
-LENGTH, SEASON, HORIZON = 1000, 24, 24
+LENGTH, HORIZON = 1000, 24
 START_US = 1_700_000_000_000_000
 TASK = Task(HORIZON, (0.025, 0.1, 0.5, 0.9, 0.975))
 COVERED = (1, 3)
@@ -66,29 +66,7 @@ def panel(n_series: int, seed: int = 0) -> SeriesArrays:
     walk = np.cumsum(0.05 * rng.standard_normal((n_series, LENGTH)), axis=1)
     noise = 0.3 * rng.standard_normal((n_series, LENGTH))
     y = level * (10.0 + trend / LENGTH + daily + weekly + walk + noise)
-    train_end, valid_end = LENGTH * 6 // 10, LENGTH * 8 // 10
-    known = y[:, :train_end]
-    stats = SeriesStats(
-        ids=tuple(f"s{i}" for i in range(n_series)),
-        mean=known.mean(axis=1),
-        std=known.std(axis=1),
-        scale=np.abs(known[:, SEASON:] - known[:, :-SEASON]).mean(axis=1),
-        clip_lo=np.full(n_series, -np.inf),
-        clip_hi=np.full(n_series, np.inf),
-    )
-    return SeriesArrays(
-        contract=Contract(freq="1h", season=SEASON),
-        stats=stats,
-        offsets=np.arange(n_series + 1) * LENGTH,
-        start_us=np.full(n_series, START_US, dtype=np.int64),
-        train_end=np.full(n_series, train_end),
-        valid_end=np.full(n_series, valid_end),
-        y=y.ravel(),
-        observed=np.ones(y.size, dtype=bool),
-        future=np.zeros((y.size, 0), dtype=np.float32),
-        past=np.zeros((y.size, 0), dtype=np.float32),
-        static=np.zeros((n_series, 0), dtype=np.float32),
-    )
+    return hourly_set(y, START_US)
 
 
 @contextmanager

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.hourly import SEASON, hourly_set
 from flts_ray.models.base import Compute, Task, fit_fully, forecaster
-from flts_ray.panel import Contract
-from flts_ray.prepare.arrays import SeriesArrays, SeriesStats
+from flts_ray.prepare.arrays import SeriesArrays
 
-LENGTH, SEASON = 600, 24
+LENGTH = 600
 TASK = Task(horizon=24, levels=(0.025, 0.1, 0.5, 0.9, 0.975))
 
 
@@ -39,29 +39,7 @@ def panel(n_series: int, seed: int = 0) -> SeriesArrays:
     level = rng.lognormal(2.0, 1.0, (n_series, 1))
     shape = rng.standard_normal((n_series, SEASON))
     y = level * (5.0 + shape[:, steps % SEASON] + 0.3 * rng.standard_normal((n_series, LENGTH)))
-    train_end, valid_end = LENGTH * 6 // 10, LENGTH * 8 // 10
-    known = y[:, :train_end]
-    stats = SeriesStats(
-        ids=tuple(f"s{i}" for i in range(n_series)),
-        mean=known.mean(axis=1),
-        std=known.std(axis=1),
-        scale=np.abs(known[:, SEASON:] - known[:, :-SEASON]).mean(axis=1),
-        clip_lo=np.full(n_series, -np.inf),
-        clip_hi=np.full(n_series, np.inf),
-    )
-    return SeriesArrays(
-        contract=Contract(freq="1h", season=SEASON),
-        stats=stats,
-        offsets=np.arange(n_series + 1) * LENGTH,
-        start_us=np.zeros(n_series, dtype=np.int64),
-        train_end=np.full(n_series, train_end),
-        valid_end=np.full(n_series, valid_end),
-        y=y.ravel(),
-        observed=np.ones(y.size, dtype=bool),
-        future=np.zeros((y.size, 0), dtype=np.float32),
-        past=np.zeros((y.size, 0), dtype=np.float32),
-        static=np.zeros((n_series, 0), dtype=np.float32),
-    )
+    return hourly_set(y)
 
 
 def fit_all(kind: str, data: SeriesArrays, compute: Compute, group: str) -> dict[str, float]:

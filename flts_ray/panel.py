@@ -217,14 +217,3 @@ class Contract:
 def _frozen(value: Any) -> Any:
     """Lists as tuples, at every depth."""
     return tuple(_frozen(one) for one in value) if isinstance(value, list) else value
-
-
-@dataclass(frozen=True)
-class Panel:
-    """An Arrow table in the shape of `BASE_SCHEMA` plus covariates, and what it means.
-
-    Rows may come in any order and with any defect; `prepare/` repairs or quarantines.
-    """
-
-    table: pa.Table
-    contract: Contract

@@ -20,7 +20,6 @@ from flts_ray.errors import DataError
 from flts_ray.models.base import Forecast
 from flts_ray.prepare.arrays import Windows
 from flts_ray.serve.engine import ServedModel
-from flts_ray.serve.laying import windows_of
 from flts_ray.serve.rows import AskedSeries, asked_series
 from flts_ray.serve.schemas import PackedSeries, SeriesRequest
 from flts_ray.serve.stamps import step_stamps
@@ -36,13 +35,6 @@ class Question:
     windows: Windows
     horizon: int
     levels: tuple[float, ...]
-
-
-def question_of(request: SentRequest, model: ServedModel, limits: ServeConfig) -> Question:
-    """Check a request against the champion. Raises DataError naming the field."""
-    horizon = wanted_horizon(request.horizon, model, "horizon")
-    levels = wanted_levels(request.quantiles, model, "quantiles")
-    return Question(windows_of(asked_of(request, limits), model), horizon, levels)
 
 
 def wanted_horizon(horizon: int | None, model: ServedModel, field: str) -> int:

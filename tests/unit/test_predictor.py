@@ -12,7 +12,16 @@ from flts_ray.errors import DataError, Unavailable
 from flts_ray.panel import Contract
 from flts_ray.prepare.arrays import windows_at
 from flts_ray.serve.engine import ServedModel
-from flts_ray.serve.predictor import Question, answer_of, describe, made_of, question_of
+from flts_ray.serve.laying import windows_of
+from flts_ray.serve.predictor import (
+    Question,
+    answer_of,
+    asked_of,
+    describe,
+    made_of,
+    wanted_horizon,
+    wanted_levels,
+)
 from flts_ray.serve.schemas import ForecastRequest, parse_body
 from tests.served import (
     HORIZON,
@@ -31,7 +40,10 @@ LIMITS = ServeConfig(max_series=5, max_points=200)
 
 
 def ask(model: ServedModel, **body: Any) -> Question:
-    return question_of(parse_body(ForecastRequest, orjson.dumps(body)), model, LIMITS)
+    request = parse_body(ForecastRequest, orjson.dumps(body))
+    horizon = wanted_horizon(request.horizon, model, "horizon")
+    levels = wanted_levels(request.quantiles, model, "quantiles")
+    return Question(windows_of(asked_of(request, LIMITS), model), horizon, levels)
 
 
 def answer(model: ServedModel, **body: Any) -> dict[str, Any]:
