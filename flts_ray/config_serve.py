@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 
 from flts_ray.schema import Address, Section
 
+KEEP_INTERVALS = 20_480
+"""Counts of requests that are remembered: three days of a quarter of a minute, two weeks of one."""
+
 
 class AuthConfig(Section):
     """Who may call. Tokens are in a file or secret, never in the configuration."""
@@ -65,6 +68,29 @@ class CanaryConfig(Section):
         return self
 
 
+class AheadConfig(Section):
+    """The clock of `scale_ahead`. Two seasons must be counted before one is foreseen."""
+
+    interval_s: float = Field(15.0, gt=0)
+    """Requests are counted by intervals of this length."""
+    ahead_s: float = Field(60.0, gt=0)
+    """How far to look: longer than a replica, or the node that it needs, takes to start."""
+    season_s: float = Field(86_400.0, gt=0)
+    """After which the load repeats itself."""
+
+    @model_validator(mode="after")
+    def _remembered(self) -> AheadConfig:
+        if self.ahead_s < self.interval_s or self.season_s < self.interval_s:
+            raise ValueError("`ahead_s` and `season_s` hold at least one `interval_s`")
+        if 2 * self.season_s + self.ahead_s > KEEP_INTERVALS * self.interval_s:
+            least = (2 * self.season_s + self.ahead_s) / KEEP_INTERVALS
+            raise ValueError(
+                f"two seasons of {self.season_s:g} s are more than {KEEP_INTERVALS} intervals; "
+                f"raise interval_s to {least:.3g} or more"
+            )
+        return self
+
+
 class ServeConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -77,12 +103,13 @@ class ServeConfig(Section):
     target_ongoing_requests: float = Field(8, gt=0)
     target_latency_ms: float | None = Field(None, gt=0)
     """Adds replicas while the 95th percentile of answers is above; None: queue length alone."""
-    upscale_delay_s: float = Field(5.0, ge=0)
+    upscale_delay_s: float = Field(2.0, ge=0)
     """Seconds of overload before a replica is added."""
     downscale_delay_s: float = Field(120.0, ge=0)
     """Seconds of quiet before one is taken away."""
     scale_ahead: bool = False
     """Forecast the request rate and add replicas before it rises; never fewer than needed now."""
+    ahead: AheadConfig = AheadConfig()
     max_ongoing_requests: int = Field(64, ge=1)
     max_queued_requests: int = Field(256, ge=1)
     """Requests that wait at one replica; beyond them callers get 429 at once."""

@@ -25,6 +25,13 @@ from pathlib import Path
 
 KEEPER = Path(__file__).with_name("haproxy_keeper.py")
 TLS = "ssl crt {pem} ssl-min-ver TLSv1.2 alpn h2,http/1.1"
+FRONTEND = (
+    "option http-buffer-request",
+    "option dontlog-normal",
+    "http-request set-header x-request-disconnect-disabled ?1",
+    "http-request set-header x-flts-started-us %[date(0,us)]",
+    "http-request set-header x-request-id %[uuid] unless { req.hdr(x-request-id) -m found }",
+)
 FIRST_FD = 50
 KEEPER_START_S = 10.0
 
@@ -41,7 +48,7 @@ def confined(
     replica: many clients send head and body apart.
     """
     pattern = r"(?m)^(frontend http_frontend\n(\s*)bind \S+)$"
-    text = re.sub(pattern, r"\1\n\2option http-buffer-request", text)
+    text = re.sub(pattern, "".join([r"\1", *(rf"\n\2{line}" for line in FRONTEND)]), text)
     text = re.sub(r"(?m)^(\s*)bind :(\d+)$", rf"\1bind {metrics_host}:\2", text)
     text = re.sub(
         r"(?m)^(\s*)bind \*:\d+(\n\s*stats enable)$",

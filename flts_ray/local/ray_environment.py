@@ -53,6 +53,7 @@ SERVING = {
 HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "flts_ray.serve.front.middlewares",
     # Requests do not pass through handles, and a handle with a loop of its own also works in a
     # process without one.
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",

@@ -27,6 +27,7 @@ from flts_ray.models.recurrent_readings import (
     Readings,
     denormalised,
     forecast_of,
+    inputs_of,
     readings_of,
     windows_for,
 )
@@ -103,11 +104,11 @@ class FittedOnnx:
     def predict(self, windows: Windows) -> Prediction:
         """What the network says of windows of its own lookback, before calibration."""
         n, task = len(windows), self.spec.task
-        readings, units = readings_of(windows, self.scaling, self.centre)
+        inputs, units = inputs_of(windows, self.scaling, self.centre, self._read)
         mean = np.empty((n, task.horizon))
         quantiles = np.empty((n, task.horizon, len(task.levels)))
         for at, weights in self._groups(windows):
-            feed = {name: getattr(readings, name)[at] for name in self._read}
+            feed = {name: values[at] for name, values in inputs.items()}
             mean[at], quantiles[at] = self.session.run(("mean", "quantiles"), feed | weights)
         return denormalised(mean, quantiles, units)
 

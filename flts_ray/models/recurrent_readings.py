@@ -7,6 +7,7 @@ cycle on a large level is lost in float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,17 +57,28 @@ def readings_of(
     windows: Windows, scaling: ColumnScaling, centre: str
 ) -> tuple[Readings, WindowUnits]:
     """Inputs of the network and the units of each window."""
+    inputs, units = inputs_of(windows, scaling, centre, Readings._fields)
+    return Readings(**inputs), units
+
+
+def inputs_of(
+    windows: Windows, scaling: ColumnScaling, centre: str, names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], WindowUnits]:
+    """Some of the fields of `Readings` and the units of each window.
+
+    Scaling a covariate that a network does not read costs as much as a small network.
+    """
     y = np.asarray(windows.y, np.float64)
     units = window_units(y, np.asarray(windows.scale, np.float64)[:, None], centre)
     lookback = windows.lookback
-    readings = Readings(
-        z=((y - units.centre) / units.scale).astype(np.float32),
-        observed=windows.observed.astype(np.float32),
-        seen=scaling.seen(windows.past, windows.future[:, :lookback]),
-        ahead=scaling.ahead(windows.future[:, lookback:]),
-        static=scaling.static(windows.static),
-    )
-    return readings, units
+    make: dict[str, Callable[[], np.ndarray]] = {
+        "z": lambda: ((y - units.centre) / units.scale).astype(np.float32),
+        "observed": lambda: windows.observed.astype(np.float32),
+        "seen": lambda: scaling.seen(windows.past, windows.future[:, :lookback]),
+        "ahead": lambda: scaling.ahead(windows.future[:, lookback:]),
+        "static": lambda: scaling.static(windows.static),
+    }
+    return {name: make[name]() for name in names}, units
 
 
 def window_units(y: np.ndarray, series_scale: np.ndarray, centre: str) -> WindowUnits:

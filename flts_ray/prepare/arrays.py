@@ -158,6 +158,8 @@ class Windows:
     def last(self, lookback: int) -> Windows:
         """The same origins with a shorter lookback (views)."""
         cut = self.lookback - lookback
+        if not cut:
+            return self
         return replace(
             self,
             y=self.y[:, cut:],

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from flts_ray.errors import FltsError
+from flts_ray.errors import FltsError, Overloaded
 from flts_ray.serve import docs
 from flts_ray.serve.asgi import Answer, Call, Gone, PageSend, Receive, Scope, Send, reply
 from flts_ray.serve.core import Core
@@ -52,6 +52,10 @@ class Served:
 
 
 OTHER = "other"
+RETRY_AFTER_S = 1.0
+STARTED = b"x-flts-started-us"
+"""Header by which our proxy tells when it took a request, in microseconds since 1970."""
+MOST_WAITED_S = 60.0
 Background = Callable[[], Awaitable[None]]
 
 
@@ -70,6 +74,12 @@ class Api(Starlette):
         self._door = door
         self._background = background
         self._served = _table(self.core, door)
+        self._most = slot.limits.max_ongoing_requests + slot.limits.max_queued_requests
+        self._load = slot.load
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The event loop of the app while it runs."""
+        self.behind_proxy = False
+        """Whether requests come through our proxy alone, whose word on them counts."""
         title = f"{slot.name} forecasts"
         document = orjson.dumps(docs.openapi(title, door is not None))
 
@@ -97,8 +107,9 @@ class Api(Starlette):
         call = Call(scope, receive)
         served = self._served.get(call.path)
         status = 500
+        self._load.began()
         try:
-            refused = self._refused(call)
+            refused = self._refused(call, served)
             if refused is None and served is None:
                 status = await self._page(call, send)
                 return
@@ -109,18 +120,37 @@ class Api(Starlette):
             log_failure(call)  # in the middle of an answer: nothing can be said any more
             raise
         finally:
+            seconds = time.perf_counter() - call.arrived
+            self._load.ended(self._waited(call, seconds) + seconds)
             if self._observer is not None:
                 route = OTHER if served is None else call.path
-                self._observer.request(route, status, time.perf_counter() - call.arrived)
+                self._observer.request(route, status, seconds)
 
-    def _refused(self, call: Call) -> Answer | None:
+    def _refused(self, call: Call, served: Served | None) -> Answer | None:
         """The answer to a call that is not let in."""
         try:
             if self._door is not None:
                 self._door.admit(call.path, call.headers.get(b"authorization"))
+            if served is not None and served.method == "POST":
+                self._check_crowd()
         except FltsError as error:
             return answer_to(error)
         return None
+
+    def _waited(self, call: Call, seconds: float) -> float:
+        """Seconds that a request waited before it was read, as far as that is known."""
+        if not self.behind_proxy or STARTED not in call.headers:
+            return 0.0
+        sent_us = call.headers[STARTED]
+        if not sent_us.isdigit():
+            return 0.0
+        return min(max(time.time() - seconds - int(sent_us[:20]) / 1e6, 0.0), MOST_WAITED_S)
+
+    def _check_crowd(self) -> None:
+        ongoing = self._load.ongoing
+        if ongoing > self._most:
+            told = f"{ongoing} requests are already in work here; repeat a little later"
+            raise Overloaded(told, RETRY_AFTER_S)
 
     async def _answer(self, call: Call, served: Served | None) -> Answer:
         assert served is not None  # pages are answered elsewhere
@@ -177,6 +207,7 @@ def _table(core: Core, door: Door | None) -> dict[str, Served]:
 @asynccontextmanager
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     assert isinstance(app, Api)  # nothing else is built with this lifespan
+    app.loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(app._background()) if app._background else None
     try:
         yield

@@ -2,10 +2,11 @@
 
 Design choices: one batch is in flight and the next one gathers meanwhile, so a lone request
 waits for nobody and a crowd shares one call of the model; while a crowd is smaller than the last
-batch was, the next one waits a little for the rest, never longer than a fifth of a batch; the work
-runs in an executor, so the event loop stays free for health checks; work whose deadline passed is
-dropped before it begins; an item's failure is a value of its own, so that one bad item does not
-fail its neighbours.
+batch was, the next one waits a little for the rest, never longer than a fifth of a batch; work
+that is over in a moment runs in the event loop, because handing it to a thread and back costs more
+than a small model, longer work in an executor, so that the loop stays free; work whose deadline
+passed is dropped before it begins; an item's failure is a value of its own, so that one bad item
+does not fail its neighbours.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from flts_ray.errors import Expired, Overloaded
 
 PATIENCE = 0.2
 """Most share of a batch's time that the next one waits."""
+TURNS = 2
+"""Turns of the event loop from a request's first byte to its place among the waiting."""
 MEMORY = 0.8
-"""Weight of the past in the running mean of the time that one unit of weight takes."""
+"""Weight of the past in running means of the time that one unit of weight takes."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -40,7 +43,8 @@ class Batcher(Generic[Item, Result]):
 
     `run` gets the items of one batch in the executor and returns one result or exception for
     each. A single item heavier than `max_weight` is a batch of its own. With `max_waiting` items
-    waiting, more are refused. `batches` and `weight` count what ran since the start.
+    waiting, more are refused. Batches expected to take less than `moment_s` run in the event loop.
+    `batches` and `weight` count what ran since the start.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Batcher(Generic[Item, Result]):
         max_weight: int,
         max_waiting: int,
         max_wait_s: float = 0.0,
+        moment_s: float = 0.0,
     ) -> None:
         self._run = run
         self._executor = executor
@@ -59,12 +64,14 @@ class Batcher(Generic[Item, Result]):
         self._max_weight = max_weight
         self._max_waiting = max_waiting
         self._max_wait_s = max_wait_s
+        self._moment_s = moment_s
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._queued_weight = 0
         self._worker: asyncio.Task[None] | None = None
         self._last_items = 0
         self._batch_s = 0.0
         self._unit_s = 0.0
+        self._unit_cpu_s = 0.0
         self.batches = 0
         self.weight = 0
 
@@ -107,14 +114,33 @@ class Batcher(Generic[Item, Result]):
 
     async def _drain(self) -> None:
         try:
+            await self._gather()
             while batch := self._next_batch():
-                begin = time.monotonic()
-                _settle(batch, await self._call([one.item for one in batch]))
+                items, begin = [one.item for one in batch], time.monotonic()
+                if self._is_moment(batch):
+                    _settle(batch, self._attempt(items))
+                    self._learn(batch, time.monotonic() - begin)
+                    await self._gather()  # those who waited go on before the next batch
+                    continue
+                _settle(batch, await self._call(items))
                 self._learn(batch, time.monotonic() - begin)
                 if (pause := self._pause()) > 0:
                     await asyncio.sleep(pause)
         finally:
             self._worker = None
+
+    async def _gather(self) -> None:
+        """Let those in whose requests are being read at this moment."""
+        quiet = 0
+        while quiet < TURNS and self._queued_weight < self._max_weight:
+            before = len(self._waiting)
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if len(self._waiting) == before else 0
+
+    def _is_moment(self, batch: Sequence[_Waiting[Item, Result]]) -> bool:
+        """True when it is over before anybody else would miss the event loop."""
+        expected = self._unit_cpu_s * sum(one.weight for one in batch)
+        return 0 < expected < self._moment_s
 
     async def _call(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
         try:
@@ -124,17 +150,20 @@ class Batcher(Generic[Item, Result]):
             return [error] * len(items)
 
     def _attempt(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
+        begin = time.thread_time()
         try:
             return self._run(items)
         except Exception as error:  # noqa: BLE001 -- handed to every caller of the batch
             return [error] * len(items)
+        finally:
+            unit = (time.thread_time() - begin) / max(sum(map(self._weigh, items)), 1)
+            self._unit_cpu_s = _blended(self._unit_cpu_s, unit)
 
     def _learn(self, batch: Sequence[_Waiting[Item, Result]], seconds: float) -> None:
         weight = sum(one.weight for one in batch)
         self.batches += 1
         self.weight += weight
-        unit = seconds / max(weight, 1)
-        self._unit_s = unit if self._unit_s == 0 else MEMORY * self._unit_s + (1 - MEMORY) * unit
+        self._unit_s = _blended(self._unit_s, seconds / max(weight, 1))
         self._batch_s = seconds
         self._last_items = len(batch)
 
@@ -158,6 +187,11 @@ class Batcher(Generic[Item, Result]):
                 batch.append(first)
                 weight += first.weight
         return batch
+
+
+def _blended(mean: float, new: float) -> float:
+    """The running mean with one more value; 0 was none."""
+    return MEMORY * mean + (1 - MEMORY) * new if mean else new
 
 
 def _expired() -> Expired:

@@ -42,6 +42,8 @@ REPORT_S = 0.5
 LOOK_BACK_S = 2.0
 INSIDE, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 QUIET = {"enable_access_log": False}
+# Below this level Ray makes a record of each request before it finds that nobody wants it.
+QUIET_REPLICA = QUIET | {"log_level": "WARNING"}
 _log = structlog.get_logger("flts_ray.serve")
 
 
@@ -77,7 +79,7 @@ def application(config: Config, make_source: Callable[[], ModelSource]) -> serve
         health_check_period_s=2.0,
         health_check_timeout_s=30.0,
         max_surge_percent=100,
-        logging_config=QUIET,
+        logging_config=QUIET_REPLICA,
         **options,
     )
     return deployment.bind(config.name, limits, make_source, door_of(config), _absolute(config))

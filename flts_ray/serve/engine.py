@@ -3,7 +3,7 @@
 Design choices: a request reads the slot once and keeps that engine to its end, so a swap is one
 assignment and no answer mixes two versions; every engine has its own batcher, so no batch mixes
 them either; all engines share one thread, because two of them on one core only wait for each
-other.
+other, and calls of a moment need none.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,9 @@ from flts_ray.serve.challenge import belongs_to_challenger
 from flts_ray.serve.history import calendar_of
 from flts_ray.serve.load import Load
 from flts_ray.serve.observe import Role
+
+MOMENT_S = 0.002
+"""Model calls up to here run in the event loop: what else it does takes about as long."""
 
 
 class KnownSeries(Protocol):
@@ -65,11 +69,9 @@ class Engine:
         model: ServedModel,
         limits: ServeConfig,
         thread: ThreadPoolExecutor,
-        load: Load | None = None,
     ) -> None:
         self.model = model
         self.role: Role = "champion"
-        self._load = load or Load()
         self._max_batch = limits.max_batch
         self._batcher = Batcher[Windows, Forecast](
             self._run,
@@ -78,6 +80,7 @@ class Engine:
             max_weight=limits.max_batch,
             max_waiting=limits.max_queued_requests,
             max_wait_s=limits.max_wait_ms / 1e3,
+            moment_s=MOMENT_S,
         )
 
     @property
@@ -101,10 +104,7 @@ class Engine:
         deadline: `time.monotonic()` after which the answer is worthless. Raises Expired then,
         and Overloaded when too many requests wait.
         """
-        arrived = self._load.arrived()
-        made = await self._batcher.submit(windows, deadline)
-        self._load.answered(arrived)
-        return made
+        return await self._batcher.submit(windows, deadline)
 
     def _run(self, items: Sequence[Windows]) -> list[Forecast | Exception]:
         return forecast_each(self.model.fitted, items, self._max_batch)
@@ -125,14 +125,14 @@ class ModelSlot:
 
     def install(self, model: ServedModel) -> None:
         """Serve this model from the next request on."""
-        self.engine = Engine(model, self.limits, self._thread, self.load)
+        self.engine = Engine(model, self.limits, self._thread)
 
     def install_challenger(self, model: ServedModel | None) -> None:
         """Hold this model beside the champion, or none."""
         if model is None:
             self._challenger = None
             return
-        engine = Engine(model, self.limits, self._thread, self.load)
+        engine = Engine(model, self.limits, self._thread)
         engine.role = "canary"
         self._challenger = engine
 
@@ -180,8 +180,10 @@ def forecast_each(
         if len(items) == 1:
             return [error]
         return [result for item in items for result in forecast_each(fitted, [item], max_batch)]
-    ends = np.cumsum([len(item) for item in items])
-    return [_part(whole, int(e) - len(item), int(e)) for e, item in zip(ends, items, strict=True)]
+    if len(items) == 1:
+        return [whole]
+    ends = accumulate(len(item) for item in items)
+    return [_part(whole, end - len(item), end) for end, item in zip(ends, items, strict=True)]
 
 
 def _forecast_all(fitted: Fitted, windows: Windows, max_batch: int) -> Forecast:
@@ -199,12 +201,12 @@ def _forecast_all(fitted: Fitted, windows: Windows, max_batch: int) -> Forecast:
 
 
 def _part(forecast: Forecast, begin: int, end: int) -> Forecast:
-    return replace(
-        forecast,
-        ids=forecast.ids[begin:end],
-        origin_us=forecast.origin_us[begin:end],
-        mean=forecast.mean[begin:end],
-        quantiles=forecast.quantiles[begin:end],
+    return Forecast(
+        forecast.ids[begin:end],
+        forecast.origin_us[begin:end],
+        forecast.levels,
+        forecast.mean[begin:end],
+        forecast.quantiles[begin:end],
     )
 
 

@@ -1,7 +1,9 @@
 """How busy a replica is, in plain numbers: what scaling and metrics read.
 
-Design choices: whole seconds are the unit of memory, so a request costs O(1) and a look a few
-additions; the last, unfinished second is left out of rates.
+Design choices: requests in the system are their rate times their time in it (Little, 1961), because
+those that wait in a socket are seen by nobody but themselves; those in work now are the least of
+it, so that a replica that answers nobody counts as busy; whole seconds are the unit of memory, so
+a request costs O(1) and a look a few additions; the last, unfinished second is left out.
 """
 
 from __future__ import annotations
@@ -13,47 +15,61 @@ from dataclasses import dataclass
 
 RECENT_S = 5
 """Seconds that rates and latencies look back."""
+NOW_S = 2
+"""Seconds that the number of requests in the system looks back."""
 SAMPLES = 512
 
 
 @dataclass(frozen=True)
 class Reading:
-    """`p95_ms`: 95th percentile of recent answers, 0 without any; `per_s`: requests a second."""
+    """`p95_ms`: 95th percentile of recent answers, 0 without any; `per_s`: requests a second;
+    `inside`: mean number of requests in the system."""
 
     per_s: float
     p95_ms: float
+    inside: float
+
+
+@dataclass(slots=True)
+class _Second:
+    at: int
+    count: int = 0
+    total_s: float = 0.0
 
 
 class Load:
-    """Arrivals and latencies of the last seconds. For one thread."""
+    """Requests of the last seconds, whatever becomes of them. For one thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._counts: deque[tuple[int, int]] = deque(maxlen=RECENT_S + 1)
+        self._seconds: deque[_Second] = deque(maxlen=RECENT_S + 1)
         self._taken: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
-        self.requests = 0
+        self.ongoing = 0
+        """Requests that are in work."""
 
-    def arrived(self) -> float:
-        """Count one request; returns the time, for `answered`."""
-        now = self._clock()
-        self.requests += 1
-        second = int(now)
-        if self._counts and self._counts[-1][0] == second:
-            self._counts[-1] = (second, self._counts[-1][1] + 1)
-        else:
-            self._counts.append((second, 1))
-        return now
+    def began(self) -> None:
+        """A request is in work from now on."""
+        self.ongoing += 1
 
-    def answered(self, arrived: float) -> None:
-        """The request that arrived then has its answer."""
+    def ended(self, seconds: float) -> None:
+        """One of them is over; it was in the system for so long, waiting before it included."""
         now = self._clock()
-        self._taken.append((now, now - arrived))
+        self.ongoing -= 1
+        self._taken.append((now, seconds))
+        if not self._seconds or self._seconds[-1].at != int(now):
+            self._seconds.append(_Second(int(now)))
+        last = self._seconds[-1]
+        last.count += 1
+        last.total_s += seconds
 
     def reading(self) -> Reading:
-        """The last RECENT_S whole seconds."""
+        """The last whole seconds."""
         now = self._clock()
-        since = int(now) - RECENT_S
-        count = sum(n for second, n in self._counts if since <= second < int(now))
+        whole = [one for one in self._seconds if int(now) - RECENT_S <= one.at < int(now)]
         taken = sorted(s for at, s in self._taken if at > now - RECENT_S)
-        p95 = taken[min(len(taken) - 1, int(0.95 * len(taken)))] if taken else 0.0
-        return Reading(count / RECENT_S, p95 * 1e3)
+        inside = sum(one.total_s for one in whole if one.at >= int(now) - NOW_S) / NOW_S
+        return Reading(
+            per_s=sum(one.count for one in whole) / RECENT_S,
+            p95_ms=1e3 * taken[min(len(taken) - 1, int(0.95 * len(taken)))] if taken else 0.0,
+            inside=max(inside, float(self.ongoing)),
+        )

@@ -20,7 +20,7 @@ from flts_ray.serve.door import Door
 from flts_ray.serve.engine import ModelSlot
 from flts_ray.serve.last_copy import Memory, WithLastCopy, memory_of
 from flts_ray.serve.refresh import ModelSource, Refresher
-from flts_ray.serve.scaling import LATENCY, RATE
+from flts_ray.serve.scaling import LATENCY, ONGOING, RATE
 from flts_ray.serve.watch import Watch
 from flts_ray.store import Store
 
@@ -62,9 +62,9 @@ class ForecastReplica:
         return None if engine is None else engine.model.version
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the scaling policy reads, next to the requests in flight that Serve counts."""
+        """What the scaling policy reads."""
         reading = self._slot.load.reading()
-        return {RATE: reading.per_s, LATENCY: reading.p95_ms}
+        return {RATE: reading.per_s, LATENCY: reading.p95_ms, ONGOING: reading.inside}
 
 
 def registry_source(mlflow_uri: str, store_uri: str, name: str) -> ModelSource:

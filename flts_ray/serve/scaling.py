@@ -2,9 +2,9 @@
 
 Design choices: concurrency is the measure of load (Little, 1961: requests in the system = rate x
 time in it), because it grows with the rate and with slowness alike; latency can only add to it;
-the forecast of the rate is turned into concurrency by the ratio that was seen lately, and can only
-raise the answer, so the reactive rule is its floor; the forecast is our own ridge regression on the
-last values and on those one season ago, refitted on what was counted.
+the forecast of the rate is turned into concurrency by the ratio that was seen lately or at such a
+rate, and can only raise the answer, so the reactive rule is its floor; the forecast is our own
+ridge regression on the last values and on those one season ago, refitted on what was counted.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flts_ray.config_serve import KEEP_INTERVALS
 from flts_ray.models.ridge import Moments, solve
 
-RATE, LATENCY = "requests_per_s", "p95_ms"
+RATE, LATENCY, ONGOING = "requests_per_s", "p95_ms", "ongoing_requests"
 """Names under which replicas report."""
 LAGS = 12
 """Intervals that the rate's regression looks back."""
 PENALTY = 0.01
 LEAST = 3 * LAGS
 """Intervals before the first forecast."""
-KEEP = 17_280
-"""Intervals that are remembered: three days of a quarter of a minute."""
+ALIKE = 1.25
+"""Ratio of two counts up to which they are about the same load."""
 MOST_GROWTH = 3.0
 """A forecast beyond this many times the highest count of the memory is not believed."""
 
@@ -94,49 +95,81 @@ def _last_season(
 
 
 class Ahead:
-    """Replicas that the next minute needs, from the counts of the past.
+    """The load that the next intervals bring, from the counts of the past.
 
-    interval_s: length of one count; horizon: intervals to look ahead; season: intervals a day.
+    interval_s: length of one count; horizon: intervals to look ahead; season: intervals after
+    which the load repeats. Without two seasons the last count is the forecast.
     """
 
-    def __init__(self, interval_s: float, horizon: int, season: int | None = None) -> None:
+    def __init__(self, interval_s: float, horizon: int, season: int) -> None:
         self._interval_s = interval_s
         self._horizon = horizon
         self._season = season
-        self._counts: deque[float] = deque(maxlen=KEEP)
-        self._ongoing: deque[float] = deque(maxlen=LAGS)
+        self._counts: deque[float] = deque(maxlen=KEEP_INTERVALS)
+        self._ongoing: deque[float] = deque(maxlen=KEEP_INTERVALS)
+        self._said: deque[float] = deque(maxlen=horizon)
+        self._missed, self._missed_plainly = 0.0, 0.0
         self._sum = self._ongoing_sum = 0.0
         self._looks = 0
         self._until: float | None = None
-        self._peak_per_s = 0.0
+        self.concurrency = 0.0
+        """Requests in the system at the highest forecast rate; 0 without knowledge."""
 
     def look(self, demand: Demand, now: float) -> None:
         """Take in one report, at any pace; `now` in seconds of any clock that goes forward."""
         if self._until is None:
             self._until = now + self._interval_s
         if now >= self._until:
-            self._close(now)
+            # Intervals keep to the clock, or a season would not end where it began.
+            passed = 1 + int((now - self._until) // self._interval_s)
+            self._until += passed * self._interval_s
+            self._close(min(passed, KEEP_INTERVALS))
         self._sum += demand.per_s
         self._ongoing_sum += demand.ongoing
         self._looks += 1
 
-    def concurrency(self) -> float:
-        """Requests in the system at the highest forecast rate; 0 without knowledge."""
-        seen = sum(list(self._counts)[-len(self._ongoing) :])
-        if seen == 0:
-            return 0.0
-        seconds = sum(self._ongoing) * self._interval_s / seen
-        return self._peak_per_s * seconds
-
-    def _close(self, now: float) -> None:
+    def _close(self, passed: int) -> None:
         looks = max(self._looks, 1)
-        self._counts.append(self._sum / looks * self._interval_s)
-        self._ongoing.append(self._ongoing_sum / looks)
+        self._counts.extend([self._sum / looks * self._interval_s] * passed)
+        self._ongoing.extend([self._ongoing_sum / looks] * passed)
         self._sum = self._ongoing_sum = 0.0
         self._looks = 0
-        self._until = now + self._interval_s
-        made = forecast_counts(np.array(self._counts), self._horizon, self._season)
-        self._peak_per_s = float(made.max()) / self._interval_s
+        counts, ongoing = np.array(self._counts), np.array(self._ongoing)
+        self.concurrency = 0.0
+        if len(counts) >= 2 * self._season + self._horizon:
+            peak = self._peak(counts)
+            self.concurrency = peak * _ongoing_each(counts, ongoing, peak)
+
+    def _peak(self, counts: np.ndarray) -> float:
+        """The highest count ahead; the last one while forecasts are clearly worse than that."""
+        if len(self._said) == self._horizon:
+            came = float(counts[-self._horizon :].max())
+            before = float(counts[-self._horizon - 1])
+            keep = 1 - 1 / self._season
+            self._missed = keep * self._missed + abs(self._said[0] - came)
+            self._missed_plainly = keep * self._missed_plainly + abs(before - came)
+        peak = float(forecast_counts(counts, self._horizon, self._season).max())
+        self._said.append(peak)
+        clearly = float(counts.max())  # in a quiet hour both miss next to nothing
+        trusted = self._missed <= self._missed_plainly + clearly
+        return peak if trusted else float(counts[-1])
+
+
+def _ongoing_each(counts: np.ndarray, ongoing: np.ndarray, count: float) -> float:
+    """Requests in the system for each one that is counted, when `count` of them come.
+
+    The time that a request takes grows with the load, so it is what it lately was or, if that is
+    more, what it was whenever about as many came. Medians, because a count follows a step of the
+    load more slowly than the requests in the system do.
+    """
+    recent = np.arange(len(counts)) >= len(counts) - LAGS
+    alike = (counts > count / ALIKE) & (counts < count * ALIKE)
+    found = [
+        float(np.median(ongoing[which] / counts[which]))
+        for which in (recent & (counts > 0), alike & (counts > 0))
+        if which.any()
+    ]
+    return max(found, default=0.0)
 
 
 def wanted_replicas(

@@ -6,31 +6,40 @@ interval. Serve applies bounds and delays to the answer.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from flts_ray.serve.scaling import LATENCY, RATE, Ahead, Demand, wanted_replicas
+from flts_ray.config_serve import AheadConfig
+from flts_ray.serve.scaling import LATENCY, ONGOING, RATE, Ahead, Demand, wanted_replicas
 
-INTERVAL_S = 15.0
-HORIZON = 4
-DAY = int(86_400 / INTERVAL_S)
+DEFAULT = AheadConfig()
 
 
 class ScalingPolicy:
-    """Called with Serve's context; answers (replicas, state)."""
+    """Called with Serve's context; answers (replicas, state). Times are those of `serve.ahead`."""
 
     def __init__(
-        self, target_ongoing: float, target_p95_ms: float | None, scale_ahead: bool
+        self,
+        target_ongoing: float,
+        target_p95_ms: float | None,
+        scale_ahead: bool,
+        interval_s: float = DEFAULT.interval_s,
+        ahead_s: float = DEFAULT.ahead_s,
+        season_s: float = DEFAULT.season_s,
     ) -> None:
         self._target_ongoing = target_ongoing
         self._target_p95_ms = target_p95_ms
-        self._ahead = Ahead(INTERVAL_S, HORIZON, DAY) if scale_ahead else None
+        self._ahead: Ahead | None = None
+        if scale_ahead:
+            steps, season = math.ceil(ahead_s / interval_s), round(season_s / interval_s)
+            self._ahead = Ahead(interval_s, steps, season)
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         demand = demand_of(context)
         coming = 0.0
         if self._ahead is not None:
             self._ahead.look(demand, context.current_time)
-            coming = self._ahead.concurrency()
+            coming = self._ahead.concurrency
         replicas = wanted_replicas(demand, coming, self._target_ongoing, self._target_p95_ms)
         return replicas, {}
 
@@ -40,7 +49,8 @@ def demand_of(context: Any) -> Demand:
     reported = context.aggregated_metrics or {}
     return Demand(
         replicas=context.current_num_replicas,
-        ongoing=float(context.total_num_requests),
+        # Serve does not see the requests that replicas take in themselves.
+        ongoing=max(float(context.total_num_requests), sum(reported.get(ONGOING, {}).values())),
         per_s=sum(reported.get(RATE, {}).values()),
         p95_ms=max(reported.get(LATENCY, {}).values(), default=0.0),
     )

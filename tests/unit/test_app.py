@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -57,6 +58,49 @@ def call(
 
 def plain() -> ServedModel:
     return served(make(plain_contract()), version="7")
+
+
+def test_a_crowd_is_refused_before_its_bodies_are_read() -> None:
+    limits = ServeConfig(max_ongoing_requests=1, max_queued_requests=1)
+
+    async def crowd() -> tuple[list[httpx.Response], httpx.Response, int]:
+        async with client(plain(), limits) as (http, slot):
+            slot.load.ongoing = 2
+            posts = [await http.post(path, json={}) for path in ("/v1/forecast", "/predict")]
+            health = await http.get("/healthz")
+            slot.load.ongoing = 1
+            posts.append(await http.post("/v1/forecast", json={}))
+            return posts, health, slot.load.ongoing
+
+    (first, second, let_in), health, ongoing = asyncio.run(crowd())
+    for refused in (first, second):
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert "repeat a little later" in error_of(refused)["message"]
+    assert health.status_code == 200
+    assert let_in.status_code == 422
+    assert ongoing == 1
+
+
+@pytest.mark.parametrize(
+    ("trusted", "ago_s", "waited"),
+    [(True, 30.0, 30.0), (True, -5.0, 0.0), (True, 9e6, 60.0), (False, 30.0, 0.0)],
+)
+def test_a_request_was_in_the_system_since_the_proxy_took_it(
+    trusted: bool, ago_s: float, waited: float
+) -> None:
+    async def work() -> float:
+        slot = ModelSlot("demo", ServeConfig())
+        app = build_app(slot)
+        app.behind_proxy = trusted
+        transport = httpx.ASGITransport(app=app)
+        started = {"x-flts-started-us": str(int(1e6 * (time.time() - ago_s)))}
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            await http.get("/healthz", headers=started)
+            await http.get("/healthz", headers={"x-flts-started-us": "-1"})
+        slot.close()
+        return slot.load.reading().p95_ms / 1e3
+
+    assert asyncio.run(work()) == pytest.approx(waited, abs=1.0)
 
 
 def error_of(answer: httpx.Response) -> dict[str, Any]:

@@ -21,8 +21,10 @@ class Doubler:
     def __init__(self, gate: threading.Event | None = None) -> None:
         self.batches: list[list[int]] = []
         self.gate = gate
+        self.started = threading.Event()
 
     def __call__(self, items: Sequence[int]) -> list[int | Exception]:
+        self.started.set()
         if self.gate is not None:
             assert self.gate.wait(10)
         self.batches.append(list(items))
@@ -59,7 +61,7 @@ async def _behind_a_gate(pool: ThreadPoolExecutor, run: Doubler, items: list[int
     assert run.gate is not None
     batcher = batched(run, pool, max_weight=10)
     first = asyncio.create_task(batcher.submit(1))
-    await asyncio.sleep(0)
+    assert await asyncio.to_thread(run.started.wait, 10)
     rest = [asyncio.create_task(batcher.submit(item)) for item in items]
     await asyncio.sleep(0)
     run.gate.set()
@@ -77,6 +79,55 @@ def test_a_batch_is_at_most_max_weight_unless_one_item_is_heavier() -> None:
     run = Doubler(threading.Event())
     with_pool(lambda pool: _behind_a_gate(pool, run, [6, 4, 1, 20, 3]))
     assert run.batches == [[1], [6, 4], [1], [20], [3]]
+
+
+async def _where(
+    pool: ThreadPoolExecutor, busy_s: float, calls: int, **more: Any
+) -> list[tuple[bool, int]]:
+    """For each call of the work: whether it ran in the event loop, and with how many items."""
+    loop, found = threading.get_ident(), []
+
+    def run(items: Sequence[int]) -> list[int]:
+        until = time.thread_time() + busy_s * len(items)
+        while time.thread_time() < until:
+            sum(range(100))
+        found.append((threading.get_ident() == loop, len(items)))
+        return list(items)
+
+    batcher = batched(run, pool, **more)
+    for _ in range(calls):
+        assert await asyncio.gather(*(batcher.submit(1) for _ in range(4))) == [1] * 4
+    return found
+
+
+def test_work_of_a_moment_runs_in_the_event_loop_once_it_is_known_to_be() -> None:
+    found = with_pool(lambda pool: _where(pool, 1e-4, 3, moment_s=0.1))
+    assert found == [(False, 4), (True, 4), (True, 4)]
+
+
+def test_longer_work_never_runs_in_the_event_loop() -> None:
+    found = with_pool(lambda pool: _where(pool, 2e-3, 3, moment_s=0.004))
+    assert found == [(False, 4)] * 3
+
+
+def test_without_a_bound_all_work_runs_in_the_executor() -> None:
+    assert with_pool(lambda pool: _where(pool, 1e-4, 2)) == [(False, 4)] * 2
+
+
+def test_a_batch_takes_in_those_who_are_being_read() -> None:
+    run = Doubler()
+
+    async def late(batcher: Batcher[int, int], turns: int) -> int:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return await batcher.submit(turns)
+
+    async def work(pool: ThreadPoolExecutor) -> list[int]:
+        batcher = batched(run, pool)
+        return await asyncio.gather(*(late(batcher, turns) for turns in (1, 2, 3, 4)))
+
+    assert with_pool(work) == [2, 4, 6, 8]
+    assert run.batches == [[1, 2, 3, 4]]
 
 
 def test_a_failing_item_does_not_fail_its_neighbours() -> None:

@@ -73,6 +73,20 @@ def test_requests_are_read_whole_so_that_they_can_be_repeated() -> None:
     assert "\n    option http-buffer-request\n" in frontend
 
 
+def test_replicas_need_not_watch_the_caller_nor_name_the_request() -> None:
+    text = confined(rendered(), "/run/node", "127.0.0.1", None)
+    frontend = text[text.index("frontend http_frontend") : text.index("backend http-demo")]
+    assert "\n    http-request set-header x-request-disconnect-disabled ?1\n" in frontend
+    named = "http-request set-header x-request-id %[uuid] unless { req.hdr(x-request-id) -m found }"
+    assert f"\n    {named}\n" in frontend
+
+
+def test_replicas_are_told_when_a_request_came() -> None:
+    text = confined(rendered(), "/run/node", "127.0.0.1", None)
+    frontend = text[text.index("frontend http_frontend") : text.index("backend http-demo")]
+    assert "\n    http-request set-header x-flts-started-us %[date(0,us)]\n" in frontend
+
+
 def test_tls_is_added_to_the_http_listener_alone() -> None:
     text = confined(rendered(), "/run/node", "127.0.0.1", "/run/node/tls.pem")
     (line,) = [line for line in text.splitlines() if "ssl" in line]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from flts_ray.models.recurrent_columns import ColumnScaling
 from flts_ray.models.recurrent_net import window_scale
-from flts_ray.models.recurrent_readings import WindowUnits, denormalised, window_units
+from flts_ray.models.recurrent_readings import (
+    WindowUnits,
+    denormalised,
+    inputs_of,
+    readings_of,
+    window_units,
+)
+from flts_ray.prepare.arrays import Windows
+from tests.served import plain_contract
 
 VALUES = arrays(np.float64, (3, 7), elements=st.floats(-1e6, 1e6))
 SCALES = arrays(np.float64, (3, 1), elements=st.floats(1e-6, 1e6) | st.just(float("nan")))
@@ -26,6 +37,31 @@ def test_units_are_those_of_training(centre: str, y: np.ndarray, own: np.ndarray
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one, other.numpy(), rtol=1e-9, atol=digit)
     assert (found.scale > 0).all()
+
+
+def test_only_what_a_network_reads_is_made() -> None:
+    contract = plain_contract()
+    windows = Windows(
+        contract=contract,
+        ids=("a",),
+        origin_us=np.array([0]),
+        y=np.arange(6.0)[None],
+        observed=np.ones((1, 6), dtype=bool),
+        past=np.zeros((1, 6, 0)),
+        future=np.ones((1, 8, 1)),
+        static=np.zeros((1, 0)),
+        scale=np.array([2.0]),
+    )
+    one, none = np.ones(1, np.float32), np.zeros(0, np.float32)
+    scaling = ColumnScaling(none, none, one, one, none, none, cycles=(0,), events=())
+    whole, units = readings_of(windows, scaling, "last")
+    some, same = inputs_of(windows, scaling, "last", ["z", "ahead"])
+    assert list(some) == ["z", "ahead"]
+    for name, array in some.items():
+        np.testing.assert_array_equal(array, getattr(whole, name))
+    np.testing.assert_array_equal(units.scale, same.scale)
+    unread = replace(windows, future=np.zeros((1, 0, 0)))
+    assert list(inputs_of(unread, scaling, "last", ["z"])[0]) == ["z"]
 
 
 def test_forecasts_come_back_in_the_units_of_the_input() -> None:

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flts_ray.config_serve import KEEP_INTERVALS, AheadConfig
 from flts_ray.serve.scaling import (
     LATENCY,
     LEAST,
     MOST_GROWTH,
+    ONGOING,
     RATE,
     Ahead,
     Demand,
@@ -19,7 +21,7 @@ from flts_ray.serve.scaling import (
     reactive,
     wanted_replicas,
 )
-from flts_ray.serve.scaling_policy import INTERVAL_S, ScalingPolicy
+from flts_ray.serve.scaling_policy import ScalingPolicy
 
 
 def test_replicas_follow_the_requests_in_the_system() -> None:
@@ -78,19 +80,69 @@ def rising(policy: Ahead, intervals: int) -> float:
     """Requests that take a tenth of a second, one a second more in each interval."""
     for i in range(intervals):
         policy.look(Demand(1, ongoing=0.1 * i, per_s=float(i)), now=10.0 * i)
-    return policy.concurrency()
+    return policy.concurrency
 
 
 def test_concurrency_is_forecast_from_rate_and_time_in_the_system() -> None:
-    coming = rising(Ahead(10.0, horizon=5), 80)
-    assert coming == pytest.approx(0.1 * 83, rel=0.1)
+    assert rising(Ahead(10.0, horizon=5, season=30), 80) == pytest.approx(0.1 * 83, rel=0.1)
+
+
+def test_before_two_seasons_nothing_is_forecast() -> None:
+    assert rising(Ahead(10.0, horizon=5, season=30), 65) == 0.0
+
+
+def test_noise_is_not_believed() -> None:
+    rng = np.random.default_rng(3)
+    ahead, most = Ahead(1.0, horizon=5, season=30), 0.0
+    for i in range(400):
+        rate = float(rng.exponential(10.0) if i % 97 else 300.0)
+        ahead.look(Demand(1, ongoing=0.1 * rate, per_s=rate), now=float(i))
+        if i > 200:
+            most = max(most, ahead.concurrency)
+    assert most <= 30.0 + 1e-9
+
+
+def test_a_daily_peak_is_foreseen_with_the_time_that_requests_took_then() -> None:
+    ahead = Ahead(1.0, horizon=5, season=50)
+    for i in range(3 * 50 - 14):
+        busy = i % 50 >= 40
+        # A request takes 0.1 s, and 0.5 s where many come.
+        demand = Demand(1, ongoing=40.0 if busy else 1.0, per_s=80.0 if busy else 10.0)
+        ahead.look(demand, now=float(i))
+    assert ahead.concurrency < 3
+    for i in range(3 * 50 - 14, 3 * 50 - 12):
+        ahead.look(Demand(1, ongoing=1.0, per_s=10.0), now=float(i))
+    assert ahead.concurrency > 25
+
+
+def test_intervals_keep_to_the_clock_however_late_a_look_comes() -> None:
+    ahead = Ahead(1.0, horizon=1, season=9)
+    for i in range(500):
+        ahead.look(Demand(1, ongoing=1.0, per_s=10.0), now=1.3 * i)
+    assert len(ahead._counts) == int(1.3 * 499)
+    ahead.look(Demand(1, 0.0), now=1e12)
+    assert len(ahead._counts) == KEEP_INTERVALS
+
+
+@pytest.mark.parametrize(
+    ("about", "problem"),
+    [
+        ({"interval_s": 1}, "raise interval_s to 8.44"),
+        ({"ahead_s": 1}, "at least one"),
+        ({"season_s": 1}, "at least one"),
+    ],
+)
+def test_a_clock_that_forgets_is_refused(about: dict[str, float], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        AheadConfig(**about)
+    assert AheadConfig(interval_s=60, season_s=7 * 86_400).ahead_s == 60
 
 
 def test_without_requests_nothing_is_forecast() -> None:
-    policy = Ahead(10.0, horizon=5)
+    policy = Ahead(10.0, horizon=5, season=9)
     policy.look(Demand(1, 0.0), 0.0)
     policy.look(Demand(1, 0.0), 20.0)
-    assert policy.concurrency() == 0.0
+    assert policy.concurrency == 0.0
 
 
 @given(st.floats(0, 500), st.floats(0, 500), st.floats(1, 20))
@@ -118,14 +170,24 @@ def test_the_policy_reads_what_replicas_report() -> None:
     assert ScalingPolicy(8, 100.0, False)(asked) == (4, {})
 
 
+def test_requests_that_serve_does_not_see_count_too() -> None:
+    reported = {ONGOING: {"a": 20.0, "b": 12.0}}
+    asked = context(current_num_replicas=2, total_num_requests=1.0, aggregated_metrics=reported)
+    assert ScalingPolicy(8, None, False)(asked) == (4, {})
+
+
 def test_the_policy_scales_ahead_of_a_rise() -> None:
-    ahead, plain = ScalingPolicy(1, None, True), ScalingPolicy(1, None, False)
+    clock = {"interval_s": 1.0, "ahead_s": 5.0, "season_s": 40.0}
+    ahead, plain = ScalingPolicy(1, None, True, **clock), ScalingPolicy(1, None, False)
     made = []
-    for i in range(80):
-        reported = {RATE: {"a": float(i)}}
+    for i in range(160):
+        rate = 40.0 if i % 40 >= 30 else 4.0
         asked = context(
-            total_num_requests=0.5 * i, aggregated_metrics=reported, current_time=INTERVAL_S * i
+            total_num_requests=0.1 * rate,
+            aggregated_metrics={RATE: {"a": rate}},
+            current_time=float(i),
         )
         made.append((ahead(asked)[0], plain(asked)[0]))
     assert all(mine >= other for mine, other in made)
-    assert made[-1][0] > made[-1][1]
+    assert made[:80] == [(n, n) for _, n in made[:80]]
+    assert [mine for mine, _ in made[3 * 40 + 20 : 3 * 40 + 30]] == [1] * 6 + [4] * 4
