@@ -148,10 +148,11 @@ def train(
 
 def _show(boards: Sequence[Scoreboard], config: Config, chosen: str, champion: str) -> None:
     from flts_ray.report import candidates_table
+    from flts_ray.report_bands import bands_table
     from flts_ray.report_calibration import calibration_table
 
     table = candidates_table(boards, config.judge.score, chosen, config.data.units, champion)
-    console().print(table, calibration_table(boards))
+    console().print(table, "", calibration_table(boards), "", bands_table(boards))
 
 
 @app.command(epilog="Example: [cyan]flts backtest -c configs/lte.yaml --set judge.stride=1[/]")

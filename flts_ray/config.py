@@ -196,6 +196,9 @@ class JudgeConfig(Section):
     """Steps between origins; None: the horizon, more where `max_origins` would be passed."""
     max_origins: int = Field(400, ge=1)
     """Most origins of one series."""
+    update_every: int | None = Field(None, ge=0)
+    """Steps between the updates of the backtest whose bands are kept up to date; None: a season, or
+    the horizon where that is longer; 0: no such backtest."""
 
 
 class GateConfig(Section):
@@ -205,6 +208,10 @@ class GateConfig(Section):
     baseline: str = "seasonal_naive"
     update_margin: float = Field(0.01, ge=0, le=1)
     """Most that an updated champion may be worse than it was, as a share of its score."""
+    update_learns: Literal["all", "bands"] = "all"
+    """What an update learns from newer rows: everything, or the bands alone, as the backtest does
+    whose bands are kept up to date; that costs no training, and shows only where `judge.score`
+    reads bands."""
 
 
 class MlflowConfig(Section):

@@ -318,6 +318,7 @@ def log_judged(runs: StudyRuns, judged: Sequence[Judged]) -> None:
             runs.log_table(run_id, one.board.per_step, "test/per_step")
             runs.log_table(run_id, one.board.pit, "test/pit")
             runs.log_table(run_id, one.board.coverage, "test/coverage")
+            runs.log_table(run_id, one.board.bands, "test/bands")
             runs.log_table(run_id, one.board.per_series, TEST_TABLE)
 
 

@@ -32,7 +32,8 @@ def calibration_table(boards: Sequence[Scoreboard]) -> Table:
         title=Text("Calibration on the test span", style="bold"),
         title_justify="left",
         caption="error: mean distance of a level from its coverage, in points; PIT: even is "
-        "right, high ends are bands too narrow, a hill bands too wide; bands: % of values inside",
+        "right, high ends are bands too narrow, a hill bands too wide; bands: % of values inside, "
+        "+1 is one step ahead",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -44,7 +45,7 @@ def calibration_table(boards: Sequence[Scoreboard]) -> Table:
     table.add_column("PIT", no_wrap=True)
     for name, _, _ in BANDS:
         for step in steps:
-            table.add_column(f"{name}\nstep {step}", justify="right", no_wrap=True)
+            table.add_column(f"{name}\n+{step}", justify="right", no_wrap=True)
     for board in sorted(boards, key=lambda board: _rank(board.overall["calibration_error"])):
         shares = [inside(board.coverage, step, *ends) for _, *ends in BANDS for step in steps]
         error = _percent(board.overall["calibration_error"])

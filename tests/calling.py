@@ -18,12 +18,16 @@ Made = TypeVar("Made")
 
 @asynccontextmanager
 async def client(
-    model: ServedModel | None, limits: ServeConfig | None = None, **about: Any
+    model: ServedModel | None,
+    limits: ServeConfig | None = None,
+    challenger: ServedModel | None = None,
+    **about: Any,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A caller of the app over this model; `about` goes to `build_app`."""
+    """A caller of the app over these models; `about` goes to `build_app`."""
     slot = ModelSlot("demo", limits or ServeConfig())
     if model is not None:
         slot.install(model)
+    slot.install_challenger(challenger)
     app = build_app(slot, **about)
     transport = httpx.ASGITransport(app=app)
     async with (

@@ -18,6 +18,7 @@ from flts_ray.errors import ConfigError, DataError
 from flts_ray.evaluate.backtest import Backtest, Origins, backtest, choose_origins
 from flts_ray.evaluate.gate import ScoredWindows
 from flts_ray.evaluate.leakage import AuditResult, leakage_audit
+from flts_ray.evaluate.rolling import rolling_backtest
 from flts_ray.evaluate.scoreboard import Scoreboard, score_board
 from flts_ray.models import artifact
 from flts_ray.models.base import Fitted, Task
@@ -52,13 +53,15 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the test span said about one finalist."""
+    """What the test span said about one finalist. kept: with bands kept up to date, where they
+    can be."""
 
     finalist: Finalist
     backtest: Backtest
     board: Scoreboard
     scored: ScoredWindows
     audit: AuditResult
+    kept: Backtest | None = None
 
     @property
     def name(self) -> str:
@@ -136,16 +139,23 @@ def judge_all(
 def judge_one(
     finalist: Finalist, data: SeriesArrays, origins: Origins, judge: JudgeConfig, seed: int
 ) -> Judged:
-    """Backtest, score and audit one finalist on the given origins."""
-    result = backtest(finalist.fitted, data, origins)
+    """Backtest, score and audit one finalist on the given origins.
+
+    Scores and audit are of the model as it is; a second backtest shows its bands kept up to date.
+    """
+    fitted, every = finalist.fitted, judge.update_every
+    result = backtest(fitted, data, origins)
+    kept = None if every == 0 else rolling_backtest(fitted, data, origins, every)
+    step_us = data.contract.frequency.step_us
     return Judged(
         finalist=finalist,
         backtest=result,
-        board=score_board(finalist.name, finalist.kind, result, data.stats),
+        board=score_board(finalist.name, finalist.kind, result, data.stats, kept, step_us),
         scored=ScoredWindows.of(
             finalist.name, finalist.kind, result, data.stats.scale, judge.score
         ),
-        audit=leakage_audit(finalist.fitted, data, origins, seed),
+        audit=leakage_audit(fitted, data, origins, seed),
+        kept=kept,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from flts_ray.errors import DataError
 from flts_ray.evaluate import metrics
 from flts_ray.evaluate.backtest import Backtest
 from flts_ray.evaluate.calibration import calibration_error, coverage_table, pit_table
+from flts_ray.evaluate.coverage import bands_table
 from flts_ray.prepare.arrays import SeriesStats
 
 
@@ -29,7 +30,7 @@ class Scoreboard:
     overall: rmse, mae, wape, mase, pinball, scaled_pinball, composite, coverage_80,
     coverage_95, width_80, calibration_error, and the counts windows, series, values. per_step:
     the measures by `step` (1 is the first step ahead). per_series: the measures by `unique_id`.
-    pit, coverage: of `pit_table` and `coverage_table`.
+    pit, coverage, bands: of `pit_table`, `coverage_table` and `bands_table`.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Scoreboard:
     per_series: pa.Table
     pit: pa.Table
     coverage: pa.Table
+    bands: pa.Table = field(default_factory=lambda: pa.table({}))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; undefined numbers are null."""
@@ -50,6 +52,7 @@ class Scoreboard:
             "per_series": _columns(self.per_series),
             "pit": _columns(self.pit),
             "coverage": _columns(self.coverage),
+            "bands": _columns(self.bands),
         }
 
 
@@ -78,10 +81,19 @@ def measures(bt: Backtest, scale: np.ndarray, average: metrics.Average) -> dict[
     }
 
 
-def score_board(name: str, kind: str, bt: Backtest, stats: SeriesStats) -> Scoreboard:
+def score_board(
+    name: str,
+    kind: str,
+    bt: Backtest,
+    stats: SeriesStats,
+    kept: Backtest | None = None,
+    step_us: int | None = None,
+) -> Scoreboard:
     """Judge a backtest. stats: the statistics of the set the origins point into.
 
-    Raises DataError for an empty backtest or one without the band levels.
+    kept: the same origins with bands that were kept up to date; step_us: one step of the horizon,
+    without which nobody knows how sure a coverage is and `bands` stays empty. Raises DataError for
+    an empty backtest or one without the band levels.
     """
     if not len(bt):
         raise DataError(f"model {name}: no windows to judge; enlarge the test span")
@@ -115,6 +127,7 @@ def score_board(name: str, kind: str, bt: Backtest, stats: SeriesStats) -> Score
         ),
         pit=pit_table(bt),
         coverage=coverage_table(bt),
+        bands=pa.table({}) if step_us is None else bands_table(bt, kept, step_us),
     )
 
 

@@ -21,7 +21,7 @@ from flts_ray.evaluate.backtest import Backtest
 from flts_ray.evaluate.bench import Bench
 from flts_ray.evaluate.greedy import Learned, Reads, learn
 from flts_ray.evaluate.metrics import window_scores
-from flts_ray.models.calibrate import apply_shift, fit_shift, scaled_pinball
+from flts_ray.models.calibrate import apply_shift, fit_shift, scaled_pinball, share_apart
 
 BLOCKS = 5
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -112,9 +112,9 @@ def time_blocks(origin_us: np.ndarray, horizon_us: int) -> list[Block]:
 
 
 def _shift_of(bench: Bench, mixture: Backtest, rows: np.ndarray) -> np.ndarray:
-    return fit_shift(
-        mixture.actual[rows], mixture.quantiles[rows], bench.scale[rows], mixture.levels
-    )
+    actual, origins = mixture.actual[rows], mixture.origins.part(rows)
+    apart = share_apart(origins.series, origins.positions, actual.shape[1])
+    return fit_shift(actual, mixture.quantiles[rows], bench.scale[rows], mixture.levels, apart)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ until it is known which series are to blame.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -22,9 +22,11 @@ from flts_ray.jobs.raw_series import RawSeries
 from flts_ray.models.base import Forecast
 from flts_ray.panel import steps_after
 from flts_ray.prepare.arrays import Windows
+from flts_ray.serve.bulk_made import finite_rows, made_of_many, not_finite
+from flts_ray.serve.bulk_parts import rows_of
 from flts_ray.serve.engine import ServedModel
 from flts_ray.serve.laying import lay
-from flts_ray.serve.predictor import Made, made_of
+from flts_ray.serve.predictor import Made
 from flts_ray.serve.problems import field_of
 
 REFUSED = pa.schema([("unique_id", pa.string()), ("field", pa.string()), ("reason", pa.string())])
@@ -110,10 +112,16 @@ def _answers(
     """Forecasts of the windows in order; those without one go to `failed`, by position."""
     asked = partial(_forecast, windows, model)
     for within, forecast in in_halves(asked, 0, len(windows), failed):
-        odd: dict[int, Exception] = {}
-        cut = partial(_cut, forecast, model, wanted)
-        yield from (made for _, made in in_halves(cut, 0, len(forecast.ids), odd))
-        failed |= {within.start + i: error for i, error in odd.items()}
+        made = made_of_many(forecast, wanted.horizon, wanted.levels, model)
+        finite = finite_rows(forecast, made)
+        if finite is None:
+            yield made
+            continue
+        for i in np.flatnonzero(~finite).tolist():
+            failed[within.start + i] = not_finite(forecast.ids[i])
+        if finite.any():
+            kept = rows_of(forecast, np.flatnonzero(finite))
+            yield made_of_many(kept, wanted.horizon, wanted.levels, model)
 
 
 def _forecast(windows: Windows, model: ServedModel, some: slice) -> Forecast:
@@ -141,17 +149,6 @@ def in_halves(
     yield from in_halves(work, middle, end, failed)
 
 
-def _cut(forecast: Forecast, model: ServedModel, wanted: Wanted, some: slice) -> Made:
-    part = replace(
-        forecast,
-        ids=forecast.ids[some],
-        origin_us=forecast.origin_us[some],
-        mean=forecast.mean[some],
-        quantiles=forecast.quantiles[some],
-    )
-    return made_of(part, wanted.horizon, wanted.levels, model)
-
-
 def _table(made: list[Made], model: ServedModel, wanted: Wanted) -> pa.Table:
     schema = forecast_schema(wanted.levels)
     if not made:
@@ -162,13 +159,14 @@ def _table(made: list[Made], model: ServedModel, wanted: Wanted) -> pa.Table:
     origins = np.concatenate([one.origin_us for one in made])
     contract = model.fitted.spec.contract
     ds_us = steps_after(origins[:, None], np.arange(steps), contract).ravel()
-    quantiles = np.concatenate([one.quantiles for one in made])
-    numbers = [np.concatenate([one.mean for one in made]), *quantiles.transpose(1, 0, 2)]
+    numbers = [np.concatenate([one.mean for one in made])]
+    numbers += [np.concatenate([one.quantiles[:, q] for one in made])
+                for q in range(len(wanted.levels))]  # fmt: skip
     cold = np.repeat([cold for one in made for cold in one.cold], steps)
     columns = [
         pa.array(ids, pa.string()).take(pa.array(row)),
         pa.array(ds_us).cast(schema.field("ds").type),
-        *(pa.array(np.ascontiguousarray(values).ravel()) for values in numbers),
+        *(pa.array(values.ravel()) for values in numbers),
         pa.repeat(pa.scalar(model.version), len(row)),
         pa.array(cold),
     ]

@@ -12,14 +12,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flts_ray.errors import DataError, FltsError
 from flts_ray.jobs.histories import About
 from flts_ray.panel import Contract, steps_after
+from flts_ray.serve.arrow_columns import whole
 from flts_ray.serve.regular import Block
 from flts_ray.serve.rows import AskedSeries
 from flts_ray.serve.wire_bulk import Part
 
+MIN_RUN = 4
+"""Rows of a series that lie together on the average, or they are looked for anywhere."""
 NO_VALUE = "y: every value is missing; without one there is nothing to forecast from"
 
 
@@ -78,11 +82,12 @@ class RawSeries:
         return Part(ids, asked, (chosen - begin).tolist(), refused)
 
     def _block(self, chosen: np.ndarray, length: int) -> Block:
-        at = self._begin[chosen][:, None] + np.arange(length)
+        begin = self._begin[chosen]
 
         def laid(name: str) -> np.ndarray:
-            values = self._columns[name][at]
+            values = _cut(self._columns[name], begin, length)
             if name in self._first:
+                values = values.copy()
                 values[:, 0] = self._first[name][chosen]
             return values
 
@@ -91,7 +96,7 @@ class RawSeries:
             fields=[""] * len(chosen),
             ids=[self.ids[i] for i in chosen.tolist()],
             y=laid("y"),
-            ds_us=self._ds_us[at],
+            ds_us=_cut(self._ds_us, begin, length),
             known_future={
                 name: np.concatenate([laid(name), self._known_ahead(name, chosen)], axis=1)
                 for name in contract.known_future
@@ -120,41 +125,87 @@ class RawSeries:
         return np.where(rows >= 0, self._columns[name][rows], np.nan)
 
 
+def _cut(values: np.ndarray, begin: np.ndarray, length: int) -> np.ndarray:
+    """Runs of `length` values from each row of `begin`: [n, length], a view where they are as far
+    apart as the first two."""
+    apart = int(begin[1] - begin[0]) if len(begin) > 1 else length
+    if apart <= 0 or (np.diff(begin) != apart).any():
+        return np.asarray(values[begin[:, None] + np.arange(length)])
+    size = values.strides[0]
+    return np.lib.stride_tricks.as_strided(
+        values[begin[0] :], (len(begin), length), (apart * size, size), writeable=False
+    )
+
+
 def _sorted(table: pa.Table, contract: Contract) -> _Sorted:
-    column = table["unique_id"].combine_chunks().dictionary_encode()
-    names = column.dictionary.to_pylist()
-    by_name = sorted(range(len(names)), key=names.__getitem__)
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[by_name] = np.arange(len(names))
-    series = rank[column.indices.to_numpy()]
+    names = whole(table, "unique_id")
     numbers = ("y", *contract.known_future, *contract.past)
     columns = {name: table[name].to_numpy() for name in numbers}
     columns |= {name: _codes(table, name, contract) for name in contract.static}
     ds_us, place = table["ds"].cast(pa.int64()).to_numpy(), table["order"].to_numpy()
-    order = _order(series, ds_us, place)
+    found = _together(names, ds_us, place)
+    ids, bounds, order = _anywhere(names, ds_us, place) if found is None else found
     if order is not None:
-        series, ds_us = series[order], ds_us[order]
+        ds_us = ds_us[order]
         columns = {name: values[order] for name, values in columns.items()}
-    bounds = np.searchsorted(series, np.arange(len(names) + 1))
-    return _Sorted([names[i] for i in by_name], bounds, ds_us, columns)
+    return _Sorted(ids, bounds, ds_us, columns)
 
 
-def _order(series: np.ndarray, ds_us: np.ndarray, place: np.ndarray) -> np.ndarray | None:
-    """What sorts rows by series, stamp and reading order; None where they are sorted.
+_Order = tuple[list[str], np.ndarray, np.ndarray | None]
+"""Names of the series, rising; bounds of their rows; and what sorts the rows by series, stamp and
+reading order, None where they are sorted."""
 
-    Quick for files in which the rows of a series lie together, one after the other.
+
+def _together(names: pa.Array, ds_us: np.ndarray, place: np.ndarray) -> _Order | None:
+    """The order of files in which the rows of a series lie together, one after the other.
+
+    None for other files. Neighbours are compared, so that no name is looked up for each row.
     """
-    if (series[1:] >= series[:-1]).all():
-        return None if _rising(series, ds_us, place) else np.lexsort((place, ds_us, series))
+    if not len(names):
+        return None
+    changes = pc.not_equal(names.slice(1), names.slice(0, len(names) - 1))
+    starts = np.append(0, np.flatnonzero(changes.to_numpy(zero_copy_only=False)) + 1)
+    if len(starts) > max(1, len(names) // MIN_RUN):
+        return None
+    ids = names.take(pa.array(starts)).to_pylist()
+    if len(set(ids)) < len(ids):
+        return None
+    inside = np.ones(len(names) - 1, dtype=bool)
+    inside[starts[1:] - 1] = False
+    if not _rising(inside, ds_us, place):
+        return None
+    sizes = np.diff(starts, append=len(names))
+    by_name = sorted(range(len(ids)), key=ids.__getitem__)
+    bounds = np.append(0, np.cumsum(sizes[by_name]))
+    order = None
+    if by_name != list(range(len(ids))):
+        moved = starts[by_name] - bounds[:-1]
+        order = np.repeat(moved, sizes[by_name]) + np.arange(len(names))
+    return [ids[i] for i in by_name], bounds, order
+
+
+def _anywhere(names: pa.Array, ds_us: np.ndarray, place: np.ndarray) -> _Order:
+    """The order of any file."""
+    column = names.dictionary_encode()
+    ids = column.dictionary.to_pylist()
+    by_name = sorted(range(len(ids)), key=ids.__getitem__)
+    rank = np.empty(len(ids), dtype=np.int64)
+    rank[by_name] = np.arange(len(ids))
+    series = rank[column.indices.to_numpy()]
     order = np.argsort(series, kind="stable")
-    if _rising(series[order], ds_us[order], place[order]):
-        return order
-    return np.lexsort((place, ds_us, series))
+    inside = series[order][1:] == series[order][:-1]
+    if not _rising(inside, ds_us[order], place[order]):
+        order = np.lexsort((place, ds_us, series))
+    bounds = np.searchsorted(series[order], np.arange(len(ids) + 1))
+    return [ids[i] for i in by_name], bounds, order
 
 
-def _rising(series: np.ndarray, ds_us: np.ndarray, place: np.ndarray) -> bool:
-    """True when rows of each series come by stamp, and those of one stamp in reading order."""
-    odd = np.flatnonzero((series[1:] == series[:-1]) & (ds_us[1:] <= ds_us[:-1]))
+def _rising(inside: np.ndarray, ds_us: np.ndarray, place: np.ndarray) -> bool:
+    """True when rows of each series come by stamp, and those of one stamp in reading order.
+
+    inside: bool [rows - 1], a row and the next one are of one series.
+    """
+    odd = np.flatnonzero(inside & (ds_us[1:] <= ds_us[:-1]))
     return bool(((ds_us[odd + 1] == ds_us[odd]) & (place[odd + 1] > place[odd])).all())
 
 
@@ -175,6 +226,8 @@ def _codes(table: pa.Table, name: str, contract: Contract) -> np.ndarray:
 
 def _ends(rows: _Sorted) -> np.ndarray:
     """Row after the last value of each series, int64 [series]; -1 where there is none."""
+    if np.isfinite(rows.columns["y"][rows.bounds[1:] - 1]).all():
+        return rows.bounds[1:]
     told = np.where(np.isfinite(rows.columns["y"]), np.arange(len(rows.ds_us)), -1)
     last = np.maximum.reduceat(told, rows.bounds[:-1])
     return np.where(last >= rows.bounds[:-1], last + 1, -1)

@@ -8,7 +8,9 @@ test span, and is judged against the champion on that test span, which neither h
 judged is what is promoted, byte for byte. Rows of the test span are not added afterwards: the
 promoted model would be one that nobody has judged, and no window would be left on which a later
 training could be compared with it. They are learned by a later update, once newer rows have moved
-the test span on; a shorter `split.test` makes updates fresher and their evidence thinner. The gate
+the test span on; a shorter `split.test` makes updates fresher and their evidence thinner. Where
+`gate.update_learns` is `bands`, nothing but the bands learns, by the steps that the backtest with
+bands kept up to date takes; what they saw alone is learned by a later update of all. The gate
 asks whether the copy is worse, not whether it is better (`evaluate/gate_update.py`); everything
 else (audit, parity over HTTP, expected champion, digest, record, log) is as in a training. With
 nothing new, or less than one horizon of it, nothing is done and that is no error; a model that
@@ -43,8 +45,8 @@ from flts_ray.jobs.diff import champion_of
 from flts_ray.jobs.interrupt import interrupt_on_sigterm
 from flts_ray.jobs.session import open_session
 from flts_ray.models import artifact
-from flts_ray.models.base import Compute, updater
-from flts_ray.models.memory import needed_memory, positions_of, until_of
+from flts_ray.models.base import Compute, follower, updater
+from flts_ray.models.memory import needed_memory, of_series, positions_of
 from flts_ray.narrate import LogNarrator, set_up_logging
 from flts_ray.pipeline import REFIT_PATH, log_judged, run_prepare
 from flts_ray.prepare.arrays import SeriesArrays
@@ -77,9 +79,11 @@ class NewRows:
     series: int
 
     @classmethod
-    def of(cls, champion: Finalist, data: SeriesArrays) -> NewRows:
-        fitted = champion.fitted
-        until = until_of(needed_memory(fitted), fitted.stats, data.ids)
+    def of(cls, champion: Finalist, data: SeriesArrays, *, bands: bool) -> NewRows:
+        """bands: they alone learn, and what they have seen is not new to them."""
+        fitted, memory = champion.fitted, needed_memory(champion.fitted)
+        seen = memory.until_us if bands else memory.learned_us
+        until = of_series(seen, fitted.stats, data.ids)
         fresh = np.maximum(data.valid_end - positions_of(until, data.start_us, data.contract), 0)
         known = fitted.stats.row_of
         new = sum(name not in known for name in data.ids)
@@ -130,7 +134,7 @@ def update_champion(
     data = prepared.arrays()
     champion = load_version(services, before)
     check_comparable(champion, task_of(config), data)
-    news = NewRows.of(champion, data)
+    news = NewRows.of(champion, data, bands=config.gate.update_learns == "bands")
     idle = _idle(champion, news, data, config.task.horizon)
     if idle is not None:
         return UpdateReport(*idle, before, news)
@@ -174,7 +178,12 @@ def _updated(config: Config, champion: Finalist, data: SeriesArrays, folder: Pat
     device = "cuda" if config.tune.gpus_per_trial else "cpu"
     compute = Compute(device=device, seed=config.tune.seed)
     fitted = champion.fitted
-    artifact.save(updater(fitted.spec.kind).update(fitted, data, compute), folder)
+    kind = fitted.spec.kind
+    if config.gate.update_learns == "bands":
+        newer = follower(kind).follow(fitted, data)
+    else:
+        newer = updater(kind).update(fitted, data, compute)
+    artifact.save(newer, folder)
     return Finalist(f"update of {champion.name}", artifact.load(folder), folder)
 
 

@@ -31,7 +31,16 @@ FRONTEND = (
     "http-request set-header x-request-disconnect-disabled ?1",
     "http-request set-header x-flts-started-us %[date(0,us)]",
     "http-request set-header x-request-id %[uuid] unless { req.hdr(x-request-id) -m found }",
+    "http-after-response set-header x-content-type-options nosniff",
+    "http-after-response set-header x-frame-options DENY",
+    "http-after-response set-header referrer-policy no-referrer",
+    "http-after-response set-header cache-control no-store",
+    "http-after-response set-header content-security-policy "
+    "\"default-src 'none'; frame-ancestors 'none'\" "
+    "unless { res.hdr(content-security-policy) -m found }",
 )
+"""Lines of the HTTP frontend: every request is read whole, named and dated; every answer has the
+headers that keep a browser from doing anything with it."""
 FIRST_FD = 50
 KEEPER_START_S = 10.0
 

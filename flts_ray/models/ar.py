@@ -43,9 +43,9 @@ from flts_ray.models.base import (
     check_same_set,
     resolve_params,
 )
-from flts_ray.models.memory import Memory, needed_memory, split_memory, stored
-from flts_ray.models.news import News, news_of, remembered
-from flts_ray.models.recent_scores import moved
+from flts_ray.models.follow import followed, with_bands
+from flts_ray.models.memory import Memory, split_memory, stored
+from flts_ray.models.news import News, learned, news_of
 from flts_ray.models.spread import Spread
 from flts_ray.models.volatility import Volatility, local_scale
 from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows, origins_in, widened
@@ -210,13 +210,17 @@ class LinearAR:
         news = news_of(fitted, data)
         if news is None:
             return fitted
-        memory = remembered(fitted, news, fitted.served)
-        by = memory.scores.shift - needed_memory(fitted).scores.shift
+        found = learned(fitted, news, fitted.served, own=True, bands=compute.bands)
         if fitted.sums is None:
             again = self.refit(replace(fitted, stats=news.stats), news.whole(), compute)
         else:
             again = solved_from(fitted, fitted.sums + _new_sums(fitted, news))
-        return replace(again, stats=news.stats, memory=memory, band=moved(fitted.band, by))
+        return replace(with_bands(again, found), stats=news.stats)
+
+    def follow(self, fitted: Fitted, data: SeriesArrays) -> FittedAR:
+        """See `Follower.follow`."""
+        assert isinstance(fitted, FittedAR)
+        return followed(fitted, data, fitted.served, with_bands, own=True)
 
     def restore(
         self,

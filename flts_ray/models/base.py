@@ -46,12 +46,14 @@ class Task:
 @dataclass(frozen=True)
 class Compute:
     """What one fit may use. `threads` of this process; `device` as torch names it; `spread` runs
-    parts of a fit elsewhere, None runs them in this process."""
+    parts of a fit elsewhere, None runs them in this process; `bands`: False leaves the bands as
+    they are in an update, for members of a blend, whose bands are followed together."""
 
     threads: int = 1
     device: str = "cpu"
     seed: int = 0
     spread: Spread | None = None
+    bands: bool = True
 
     @property
     def over_parts(self) -> Spread:
@@ -166,16 +168,28 @@ class Updater(Protocol):
         data: a set of the same contract with more rows; spans may lie elsewhere. Learns from the
         rows between what the model has seen of a series and the test span, which is not read;
         windows are built for those rows alone, so the cost does not grow with the history.
-        Settings and the scale of known series stay; bands follow the new windows, each scored
-        before it is learned from. A model that takes any series knows the new ones afterwards.
-        Deterministic; `fitted` is not changed, and is returned itself where nothing is new.
-        Raises DataError for a set of another contract and for a model that does not tell how far
-        it has seen.
+        Settings and the scale of known series stay; bands follow the windows that the new rows
+        complete, each scored before it is learned from. A model that takes any series knows the
+        new ones afterwards. Deterministic; `fitted` is not changed, and is returned itself where
+        nothing is new. Raises DataError for a set of another contract and for a model that does
+        not tell how far it has seen.
         """
         ...
 
 
-class Forecaster(Restorer, Updater, Protocol):
+class Follower(Protocol):
+    """Keeps the bands of fitted models of one kind up to date."""
+
+    def follow(self, fitted: Fitted, data: SeriesArrays) -> Fitted:
+        """The same forecasts with bands that know what was missed of late.
+
+        As `Updater.update`, with the same steps of the bands, but nothing else is learned, so it
+        costs forecasts of the new windows; a series never seen before stays new.
+        """
+        ...
+
+
+class Forecaster(Restorer, Updater, Follower, Protocol):
     """Fits one kind of model.
 
     `defaults` names every parameter with its default value; an unknown parameter is a
@@ -229,6 +243,14 @@ def updater(kind: str) -> Updater:
     if kind not in COMPOSITES:
         return forecaster(kind)
     made: Updater = _made(COMPOSITES[kind])
+    return made
+
+
+def follower(kind: str) -> Follower:
+    """What keeps bands of any kind up to date. Raises ConfigError with a suggestion."""
+    if kind not in COMPOSITES:
+        return forecaster(kind)
+    made: Follower = _made(COMPOSITES[kind])
     return made
 
 

@@ -30,12 +30,13 @@ from flts_ray.models.artifact import (
 )
 from flts_ray.models.base import Compute, Fitted, Forecast, ModelSpec, forecaster
 from flts_ray.models.blend_update import (
-    grown_stats,
     row_of_new,
     shared_memory,
     updated_members,
 )
-from flts_ray.models.memory import Memory
+from flts_ray.models.follow import followed
+from flts_ray.models.memory import Memory, split_memory, stored
+from flts_ray.models.news import Learned, learned, news_of
 from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows
 
 KIND = "blend"
@@ -110,6 +111,7 @@ class Blend:
     names: tuple[str, ...]
     members: tuple[Fitted, ...]
     table: WeightTable
+    own: Memory | None = None
 
     def forecast(self, windows: Windows) -> Forecast:
         """See `Fitted.forecast`. A window's forecast depends on that window alone.
@@ -142,8 +144,24 @@ class Blend:
 
     @property
     def memory(self) -> Memory | None:
-        """What its members have seen together; it keeps no scores of its own."""
-        return shared_memory(self.stats, self.members)
+        """What it and its members have seen together, and how its own bands fared."""
+        return shared_memory(self.stats, self.members, self.own)
+
+    def served(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+        """Quantiles and the scale of their bands; see `recent_scores.Ask`."""
+        rows = self.table.rows_for(calibrate.known_rows(windows.ids, self.stats))
+        owners = self.table.shift_owner[self.table.shift_of_row[rows]]
+        scale = np.empty(len(windows))
+        for number in np.unique(owners):
+            at, owner = np.flatnonzero(owners == number), self.members[int(number)]
+            seen = _taken(windows, at).last(owner.spec.lookback)
+            scale[at] = calibrate.series_scale(seen, owner.stats)
+        return self.forecast(windows).quantiles, scale
+
+    def banded(self, found: Learned) -> Blend:
+        """With the bands it has learned."""
+        shifts = self.table.shifts + found.step.by
+        return replace(self, own=found.memory, table=replace(self.table, shifts=shifts))
 
     def weights_of(self, series: str) -> dict[str, float]:
         """Members with weight in the quantiles of a series, by name; of a new one too."""
@@ -195,7 +213,7 @@ class Blend:
             held = {f"state.{key}": array for key, array in state.items()}
             held |= stats_arrays(member.stats) if own else {}
             arrays |= {f"member{number}.{key}": array for key, array in held.items()}
-        return {"members": listed}, arrays
+        return {"members": listed}, arrays | stored(self.own)
 
 
 @dataclass(frozen=True)
@@ -212,24 +230,31 @@ class Blends:
         arrays: dict[str, np.ndarray],
     ) -> Blend:
         """See `Restorer.restore`. Raises ArtifactError where the parts do not fit together."""
+        arrays, own = split_memory(arrays, stats, spec.task)
         table = WeightTable(*(arrays[name] for name in TABLE))
         listed = values["members"]
         members = tuple(
             _member(self.member, raw, number, stats, arrays) for number, raw in enumerate(listed)
         )
         names = tuple(str(raw["name"]) for raw in listed)
-        return checked(Blend(spec, stats, names, members, table))
+        return checked(Blend(spec, stats, names, members, table, own))
 
     def update(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> Blend:
         """The same weights over updated members; see `Updater.update`."""
         assert isinstance(fitted, Blend)
-        stats = grown_stats(fitted, data)
-        if stats is None:
+        news = news_of(fitted, data, only_known=fitted.spec.needs_known_series)
+        if news is None:
             return fitted
+        told = fitted.banded(learned(fitted, news, fitted.served))
         members = updated_members(fitted.members, data, compute)
         bound = np.array([member.spec.needs_known_series for member in members])
-        table = fitted.table.with_new(len(stats.ids) - len(fitted.stats.ids), bound)
-        return checked(replace(fitted, stats=stats, members=members, table=table))
+        table = told.table.with_new(len(news.stats.ids) - len(fitted.stats.ids), bound)
+        return checked(replace(told, stats=news.stats, members=members, table=table))
+
+    def follow(self, fitted: Fitted, data: SeriesArrays) -> Blend:
+        """See `Follower.follow`."""
+        assert isinstance(fitted, Blend)
+        return followed(fitted, data, fitted.served, Blend.banded)
 
 
 def blend_of(

@@ -8,6 +8,7 @@ stored once, what no series uses any more is left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -66,7 +67,8 @@ def with_series_from(current: Blend, older: Blend, series: str, mark: str) -> Bl
         np.append(table.shift_of_row, len(table.shifts)),
         np.append(table.shift_owner, column.get(owner, next(iter(column.values())))),
     )
-    return blend_of(members, joined, current.stats)
+    # What the bands of the whole have seen stays seen.
+    return replace(blend_of(members, joined, current.stats), own=current.own)
 
 
 def _wide(weights: np.ndarray, size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a fitted model remembers: how far it has seen each series, and its scores since.
+"""What a fitted model remembers: how far it has seen each series, and how its bands fared since.
 
 Design choices: positions are instants, because a newer prepared set may begin or order its series
 otherwise; what a model has seen is a property of the model, stored in its artifact, so that
@@ -15,7 +15,7 @@ import numpy as np
 
 from flts_ray.errors import DataError
 from flts_ray.models.base import Fitted, Task
-from flts_ray.models.recent_scores import RecentScores
+from flts_ray.models.track import Track
 from flts_ray.panel import Contract, steps_after, to_local_us
 from flts_ray.prepare.arrays import SeriesArrays, SeriesStats
 
@@ -27,22 +27,28 @@ NEVER = int(np.iinfo(np.int64).min)
 @dataclass(frozen=True)
 class Memory:
     """until_us: int64 [series of the model], UTC microseconds, the first step of each series
-    that neither fit, choice, calibration nor update has used."""
+    that neither fit, choice, calibration nor update has used; learned_us: the same without what
+    was used for bands alone. track: of the bands since the fit; base, count: windows that the fit
+    calibrated on, and that came with what was learned since."""
 
     until_us: np.ndarray
-    scores: RecentScores
+    learned_us: np.ndarray
+    track: Track
+    base: float = 0.0
+    count: float = 0.0
 
     @classmethod
     def of(cls, data: SeriesArrays, task: Task) -> Memory:
         """What a fit on `data` has seen: all before the test span."""
         spans = np.maximum(data.valid_end - data.train_end - task.horizon + 1, 0)
         until = steps_after(data.start_us, data.valid_end, data.contract)
-        base = float(spans.sum())
-        return cls(until, RecentScores.none(base, task.horizon, len(task.levels)))
+        return cls(until, until, Track.none(task.horizon, len(task.levels)), float(spans.sum()))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Named arrays for `Fitted.state`."""
-        named = {"until": self.until_us, **self.scores.arrays()}
+        weights = np.array([self.base, self.count])
+        positions = {"until": self.until_us, "learned": self.learned_us}
+        named = {**positions, "weights": weights, **self.track.arrays()}
         return {f"{PREFIX}{name}": array for name, array in named.items()}
 
 
@@ -75,12 +81,15 @@ def split_memory(
     rest = {k: a for k, a in arrays.items() if not k.startswith(PREFIX)}
     if not mine:
         return rest, None
-    until, scores = mine.pop("until"), RecentScores.from_arrays(mine)
-    if until.shape != (len(stats.ids),) or until.dtype != np.int64:
-        raise ValueError(f"the memory is of {until.shape} series, not of {len(stats.ids)}")
-    if scores.shift.shape != (task.horizon, len(task.levels)):
-        raise ValueError(f"the memory has scores of another task, {scores.shift.shape}")
-    return rest, Memory(until, scores)
+    until, track = mine["until"], Track.from_arrays(mine)
+    learned = mine.get("learned", until)  # until bands could be followed alone, all was learned
+    base, count = (float(value) for value in mine["weights"])
+    for seen in (until, learned):
+        if seen.shape != (len(stats.ids),) or seen.dtype != np.int64:
+            raise ValueError(f"the memory is of {seen.shape} series, not of {len(stats.ids)}")
+    if track.shift.shape != (task.horizon, len(task.levels)):
+        raise ValueError(f"the memory has bands of another task, {track.shift.shape}")
+    return rest, Memory(until, learned, track, base, count)
 
 
 def needed_memory(fitted: Fitted) -> Memory:
@@ -97,9 +106,14 @@ def needed_memory(fitted: Fitted) -> Memory:
 
 def until_of(memory: Memory, stats: SeriesStats, ids: Sequence[str]) -> np.ndarray:
     """How far each of these series was seen: int64 [n], NEVER for one that was not."""
+    return of_series(memory.until_us, stats, ids)
+
+
+def of_series(seen_us: np.ndarray, stats: SeriesStats, ids: Sequence[str]) -> np.ndarray:
+    """Seen positions of these series, those in `stats` having [S]: int64 [n], NEVER for others."""
     rows = (stats.row_of.get(name, -1) for name in ids)
     at = np.fromiter(rows, dtype=np.int64, count=len(ids))
-    return np.append(memory.until_us, NEVER)[at]
+    return np.append(seen_us, NEVER)[at]
 
 
 def positions_of(until_us: np.ndarray, start_us: np.ndarray, contract: Contract) -> np.ndarray:

@@ -15,8 +15,9 @@ import numpy as np
 
 from flts_ray.errors import DataError
 from flts_ray.models.base import Fitted
-from flts_ray.models.memory import NEVER, Memory, needed_memory, positions_of, until_of
+from flts_ray.models.memory import NEVER, Memory, needed_memory, of_series, positions_of
 from flts_ray.models.recent_scores import Ask, score_windows
+from flts_ray.models.track import Step, follow
 from flts_ray.panel import Contract, steps_after
 from flts_ray.prepare.arrays import SeriesArrays, SeriesStats
 from flts_ray.prepare.covariates import check_future
@@ -45,11 +46,12 @@ class News:
     @property
     def until_us(self) -> np.ndarray:
         """Where the model has seen each series to, once it is updated: int64 [S]."""
-        instants = steps_after(self._start_us, self.until, self.source.contract)
+        instants = steps_after(self.start_us, self.until, self.source.contract)
         return np.where(self.at >= 0, instants, NEVER)
 
     @property
-    def _start_us(self) -> np.ndarray:
+    def start_us(self) -> np.ndarray:
+        """Where each series begins in the source, zero for one that is missing: int64 [S]."""
         return np.where(self.at >= 0, self.source.start_us[self.at], 0)
 
     def tail(self, back: int) -> tuple[SeriesArrays, np.ndarray]:
@@ -74,7 +76,7 @@ class News:
             contract=source.contract,
             stats=self.stats,
             offsets=offsets,
-            start_us=steps_after(self._start_us, begin, source.contract),
+            start_us=steps_after(self.start_us, begin, source.contract),
             train_end=self.since - begin,
             valid_end=lengths,
             y=source.y[rows],
@@ -85,10 +87,13 @@ class News:
         )
 
 
-def news_of(fitted: Fitted, data: SeriesArrays, *, only_known: bool = False) -> News | None:
+def news_of(
+    fitted: Fitted, data: SeriesArrays, *, only_known: bool = False, bands: bool = False
+) -> News | None:
     """What is new in `data`, or None where nothing is.
 
-    only_known: leave out series that the model does not know. Raises DataError for a set of
+    only_known: leave out series that the model does not know; bands: what its bands, which may
+    have been followed alone, have seen is not new. Raises DataError for a set of
     another contract, for a missing known-future value and for a model that does not tell how far
     it has seen.
     """
@@ -99,22 +104,56 @@ def news_of(fitted: Fitted, data: SeriesArrays, *, only_known: bool = False) -> 
     new = () if only_known else tuple(name for name in data.ids if name not in mine.row_of)
     ids = mine.ids + new
     at = np.fromiter((row_of.get(name, -1) for name in ids), dtype=np.int64, count=len(ids))
-    seen = until_of(memory, mine, ids)
+    seen = of_series(memory.until_us if bands else memory.learned_us, mine, ids)
     until = np.where(at >= 0, data.valid_end[at], 0)
     since = positions_of(seen, np.where(at >= 0, data.start_us[at], 0), data.contract)
     news = News(data, _merged(mine, data, at), len(mine.ids), at, np.minimum(since, until), until)
     return news if news.rows else None
 
 
-def remembered(fitted: Fitted, news: News, ask: Ask) -> Memory:
-    """The memory of `fitted` after the update: seen further, and its forecasts of the new windows
-    scored as they were before it learned from them."""
-    before, spec = needed_memory(fitted), fitted.spec
-    tail, _ = news.tail(spec.lookback)
-    levels = spec.task.levels
-    served, count = score_windows(tail, spec.lookback, spec.task.horizon, len(levels), ask)
-    scores = before.scores.added(served, count, levels)
-    return Memory(_grown(news, before.until_us), scores)
+@dataclass(frozen=True)
+class Learned:
+    """What the news say of bands. memory: of the model afterwards; step: how its bands move."""
+
+    memory: Memory
+    step: Step
+
+
+def learned(
+    fitted: Fitted, news: News, ask: Ask, *, own: bool = False, bands: bool = True
+) -> Learned:
+    """Forecasts of the windows that the news complete, scored as they were before the model
+    learned from them.
+
+    own: series have widths of their own; bands: False leaves the bands as they are.
+    """
+    found = followed_bands(fitted, news, ask, own=own) if bands else _as_they_are(fitted, news)
+    before = needed_memory(fitted)
+    memory = replace(
+        found.memory,
+        until_us=_grown(news, before.until_us),
+        learned_us=_grown(news, before.learned_us),
+        count=before.count + float((news.until - news.since)[: news.known].sum()),
+    )
+    return replace(found, memory=memory)
+
+
+def followed_bands(fitted: Fitted, news: News, ask: Ask, *, own: bool = False) -> Learned:
+    """What the bands learn from windows that they have not seen; nothing else has learned them."""
+    before, spec, n_series = needed_memory(fitted), fitted.spec, len(news.stats.ids)
+    seen = positions_of(before.until_us, news.start_us[: news.known], news.source.contract)
+    since = news.since.copy()
+    since[: news.known] = np.clip(seen, since[: news.known], news.until[: news.known])
+    tail, begin = replace(news, since=since).tail(spec.lookback + spec.task.horizon - 1)
+    served = score_windows(tail, begin, news.known, spec.task, spec.lookback, ask)
+    step = follow(before.track, served, spec.task.levels, n_series, own=own)
+    until = _grown(news, before.until_us)
+    return Learned(replace(before, until_us=until, track=step.track), step)
+
+
+def _as_they_are(fitted: Fitted, news: News) -> Learned:
+    before = needed_memory(fitted)
+    return Learned(before, Step.none(before.track, len(news.stats.ids)))
 
 
 def _grown(news: News, before_us: np.ndarray) -> np.ndarray:
@@ -145,14 +184,21 @@ def _merged(mine: SeriesStats, data: SeriesArrays, at: np.ndarray) -> SeriesStat
     )
 
 
+def same_contract(contract: Contract, other: Contract) -> bool:
+    """Whether rows of one set can be added to another.
+
+    Labels may differ, and a label of the units that was added later changes no number.
+    """
+    units = other.units if other.units and contract.units else contract.units
+    return replace(other, categories=contract.categories, units=units) == contract
+
+
 def _as_known(contract: Contract, data: SeriesArrays, kind: str) -> SeriesArrays:
     """The set with text columns in the codes of the model. Raises DataError for another one."""
     theirs = data.contract
     if theirs == contract:
         return data
-    # A label of the units that was added later changes no number.
-    units = theirs.units if theirs.units and contract.units else contract.units
-    if replace(theirs, categories=contract.categories, units=units) != contract:
+    if not same_contract(contract, theirs):
         raise DataError(
             f"{kind}: the set has other columns, another frequency or another season than the one "
             "this model was fitted on, so its rows cannot be added; train again",

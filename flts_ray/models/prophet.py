@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from flts_ray.models.base import (
 )
 from flts_ray.models.base import resolve_params as resolve
 from flts_ray.models.calibrate import ResidualQuantiles
+from flts_ray.models.follow import followed, with_bands
 from flts_ray.models.memory import Memory, split_memory
 from flts_ray.models.news import news_of
 from flts_ray.models.prophet_bands import calibrated
@@ -34,7 +36,7 @@ from flts_ray.models.prophet_fit import fit_all, seasonalities_for, stack
 from flts_ray.models.prophet_fitted import FittedProphet
 from flts_ray.models.prophet_level import Correction
 from flts_ray.models.prophet_regressors import SETS, Regressors, regressors_of
-from flts_ray.models.prophet_update import updated
+from flts_ray.models.prophet_update import served, updated
 from flts_ray.models.volatility import Volatility
 from flts_ray.prepare.arrays import SeriesArrays, SeriesStats
 from flts_ray.prepare.covariates import check_future
@@ -102,7 +104,12 @@ class ProphetPerSeries:
         """
         assert isinstance(fitted, FittedProphet)
         news = news_of(fitted, data, only_known=True)
-        return fitted if news is None else updated(fitted, news)
+        return fitted if news is None else updated(fitted, news, bands=compute.bands)
+
+    def follow(self, fitted: Fitted, data: SeriesArrays) -> FittedProphet:
+        """See `Follower.follow`."""
+        assert isinstance(fitted, FittedProphet)
+        return followed(fitted, data, partial(served, fitted), with_bands, own=True)
 
     def restore(
         self,

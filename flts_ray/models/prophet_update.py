@@ -15,27 +15,24 @@ import numpy as np
 
 from flts_ray.models.bands import width_of
 from flts_ray.models.calibrate import sample_origins, series_scale
+from flts_ray.models.follow import with_bands
 from flts_ray.models.memory import needed_memory
-from flts_ray.models.news import News, remembered
+from flts_ray.models.news import News, learned
 from flts_ray.models.prophet_fitted import FittedProphet
 from flts_ray.models.prophet_level import Correction, fit_correction
-from flts_ray.models.recent_scores import moved
 from flts_ray.prepare.arrays import Windows, actuals_at, windows_at
 
 MAX_WINDOWS = 2000
 
 
-def updated(fitted: FittedProphet, news: News) -> FittedProphet:
+def updated(fitted: FittedProphet, news: News, *, bands: bool = True) -> FittedProphet:
     """The same curves with a correction and bands that know the new windows."""
-    memory, before = remembered(fitted, news, partial(served, fitted)), needed_memory(fitted)
-    by = memory.scores.shift - before.scores.shift
-    more = memory.scores.count - before.scores.count
+    found = learned(fitted, news, partial(served, fitted), own=True, bands=bands)
+    memory, more = found.memory, found.memory.count - needed_memory(fitted).count
     return replace(
-        fitted,
+        with_bands(fitted, found),
         stats=news.stats,
-        correction=_followed(fitted, news, more / (memory.scores.base + memory.scores.count + 1)),
-        band=moved(fitted.band, by),
-        memory=memory,
+        correction=_followed(fitted, news, more / (memory.base + memory.count + 1)),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,14 @@ from flts_ray.models.base import (
     check_same_set,
     resolve_params,
 )
+from flts_ray.models.follow import followed
 from flts_ray.models.memory import split_memory
 from flts_ray.models.news import news_of
 from flts_ray.models.recurrent_fit import Job, fit_global, fit_stack, refit_global, refit_stack
 from flts_ray.models.recurrent_fitted import FittedRecurrent, restored
 from flts_ray.models.recurrent_fitted_stack import FittedStack, restored_stack
 from flts_ray.models.recurrent_settings import Settings, geometry, no_window, settings_of
-from flts_ray.models.recurrent_update import updated
+from flts_ray.models.recurrent_update import banded, served, updated
 from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, origins_in, widened
 from flts_ray.prepare.covariates import check_future
 
@@ -93,6 +95,11 @@ class _Recurrent:
         if news is None:
             return fitted
         return updated(fitted, news, settings_of(self.kind, fitted.spec.params), compute)
+
+    def follow(self, fitted: Fitted, data: SeriesArrays) -> Fitted:
+        """See `Follower.follow`."""
+        assert isinstance(fitted, FittedRecurrent | FittedStack)
+        return followed(fitted, data, partial(served, fitted), banded)
 
     def restore(
         self,

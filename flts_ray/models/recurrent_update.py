@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from flts_ray.models.base import Compute
-from flts_ray.models.memory import needed_memory
-from flts_ray.models.news import News, remembered
+from flts_ray.models.news import Learned, News, learned
 from flts_ray.models.recurrent_fit import Job, refit_global, refit_stack
 from flts_ray.models.recurrent_fitted import FittedRecurrent
 from flts_ray.models.recurrent_fitted_stack import FittedStack
@@ -34,12 +33,9 @@ def updated(
 ) -> FittedRecurrent | FittedStack:
     """The network after the news; see `Updater.update`."""
     spec = fitted.spec
-    memory = remembered(fitted, news, partial(served, fitted))
-    by = memory.scores.shift - needed_memory(fitted).scores.shift
+    found = learned(fitted, news, partial(served, fitted), bands=compute.bands)
     wider = _grown(fitted, news) if isinstance(fitted, FittedStack) else fitted
-    told = replace(
-        wider, stats=news.stats, memory=memory, shift=(fitted.shift + by).astype(np.float32)
-    )
+    told = replace(banded(wider, found), stats=news.stats)
     data = recent(news, spec.lookback, spec.task.horizon)
     origins = origins_in(data, "train", spec.lookback, spec.task.horizon)
     if not len(origins[0]):  # every new window has a long gap
@@ -48,6 +44,12 @@ def updated(
     if isinstance(told, FittedStack):
         return refit_stack(told, job, WARM_EPOCHS)
     return refit_global(told, job, WARM_EPOCHS)
+
+
+def banded(fitted: FittedRecurrent | FittedStack, found: Learned) -> FittedRecurrent | FittedStack:
+    """The network with the bands it has learned."""
+    shift = (fitted.shift + found.step.by).astype(np.float32)
+    return replace(fitted, memory=found.memory, shift=shift)
 
 
 def served(

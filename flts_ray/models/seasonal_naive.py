@@ -28,9 +28,9 @@ from flts_ray.models.base import (
     check_same_set,
     resolve_params,
 )
-from flts_ray.models.memory import Memory, needed_memory, split_memory, stored
-from flts_ray.models.news import news_of, remembered
-from flts_ray.models.recent_scores import moved
+from flts_ray.models.follow import followed, with_bands
+from flts_ray.models.memory import Memory, split_memory, stored
+from flts_ray.models.news import learned, news_of
 from flts_ray.models.volatility import Volatility, signs_of
 from flts_ray.prepare.arrays import (
     SeriesArrays,
@@ -120,9 +120,13 @@ class SeasonalNaive:
         news = news_of(fitted, data)
         if news is None:
             return fitted
-        memory = remembered(fitted, news, fitted.served)
-        band = moved(fitted.band, memory.scores.shift - needed_memory(fitted).scores.shift)
-        return replace(fitted, stats=news.stats, band=band, memory=memory)
+        found = learned(fitted, news, fitted.served, own=True, bands=compute.bands)
+        return replace(with_bands(fitted, found), stats=news.stats)
+
+    def follow(self, fitted: Fitted, data: SeriesArrays) -> FittedSeasonalNaive:
+        """See `Follower.follow`."""
+        assert isinstance(fitted, FittedSeasonalNaive)
+        return followed(fitted, data, fitted.served, with_bands, own=True)
 
     def restore(
         self,

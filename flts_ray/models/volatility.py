@@ -12,7 +12,7 @@ series has a level of its own, shrunk towards that of all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -100,6 +100,14 @@ class Volatility:
         # Summed sign by sign: a product of matrices may round otherwise in another batch.
         moved = level + (seen * self.slopes).sum(axis=1)
         return np.asarray(scale * np.exp(np.clip(moved, -np.log(BOUND), np.log(BOUND))))
+
+    def louder(self, by: np.ndarray) -> Volatility:
+        """With more added to the logarithm of the scale of each series, float64 [series]."""
+        if not by.any():
+            return self
+        known = np.zeros(len(by))
+        known[: len(self.levels)] = self.levels
+        return replace(self, levels=known + by)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Named arrays for `Fitted.state`."""

@@ -24,7 +24,7 @@ from starlette.staticfiles import StaticFiles
 
 from flts_ray.errors import FltsError, Overloaded
 from flts_ray.serve import docs
-from flts_ray.serve.asgi import Answer, Call, Gone, PageSend, Receive, Scope, Send, reply
+from flts_ray.serve.asgi import ALWAYS, Answer, Call, Gone, PageSend, Receive, Scope, Send, reply
 from flts_ray.serve.core import Core
 from flts_ray.serve.door import Door
 from flts_ray.serve.engine import ModelSlot
@@ -115,7 +115,8 @@ class Api(Starlette):
                 return
             answer = refused or await self._answer(call, served)
             status = answer.status
-            await reply(call, answer, send)
+            # Our proxy adds what every answer has, to its own answers too.
+            await reply(call, answer, send, () if self.behind_proxy else ALWAYS)
         except Exception:
             log_failure(call)  # in the middle of an answer: nothing can be said any more
             raise

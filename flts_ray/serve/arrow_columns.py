@@ -79,6 +79,19 @@ def _follow(data: bytes, at: int | None) -> int:
     return at + int(struct.unpack_from("<I", data, at)[0])
 
 
+def whole(table: pa.Table, name: str) -> pa.Array:
+    """A column of a table whose chunks are combined, without a copy."""
+    column = table[name]
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def lengths_of(column: pa.Array) -> np.ndarray:
+    """How long each list is, int64 [n]; -1 for a null."""
+    counted = pc.fill_null(pc.list_value_length(column), -1)
+    found: np.ndarray = counted.to_numpy(zero_copy_only=False).astype(np.int64)
+    return found
+
+
 def is_list(kind: pa.DataType) -> bool:
     types = pa.types
     return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
@@ -101,7 +114,7 @@ def check_names(table: pa.Table, contract: Contract) -> None:
 
 
 def texts(table: pa.Table, name: str) -> list[str]:
-    column = table[name].combine_chunks()
+    column = whole(table, name)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):

@@ -39,6 +39,7 @@ SECURITY: tuple[Header, ...] = (
     (b"cache-control", b"no-store"),
 )
 CLOSED: Header = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+ALWAYS = (*SECURITY, CLOSED)
 PAGE: Header = (
     b"content-security-policy",
     b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
@@ -150,13 +151,14 @@ def json_answer(payload: Any, status: int = 200, headers: tuple[Header, ...] = (
     return Answer(body, status, JSON, headers)
 
 
-async def reply(call: Call, answer: Answer, send: Send) -> None:
-    """Send an answer with the headers that every answer has."""
+async def reply(
+    call: Call, answer: Answer, send: Send, always: tuple[Header, ...] = ALWAYS
+) -> None:
+    """Send an answer; `always`: headers that every answer has."""
     headers = [
         (b"content-type", answer.media),
         (REQUEST_ID, call.id),
-        *SECURITY,
-        CLOSED,
+        *always,
         *answer.headers,
     ]
     try:

@@ -2,16 +2,16 @@
 
 Design choices: one batch is in flight and the next one gathers meanwhile, so a lone request
 waits for nobody and a crowd shares one call of the model; while a crowd is smaller than the last
-batch was, the next one waits a little for the rest, never longer than a fifth of a batch; work
-that is over in a moment runs in the event loop, because handing it to a thread and back costs more
-than a small model, longer work in an executor, so that the loop stays free; work whose deadline
-passed is dropped before it begins; an item's failure is a value of its own, so that one bad item
-does not fail its neighbours.
+batch was, the next one waits a little for the rest; work that is over in a moment runs in the
+event loop, because handing it to a thread and back costs more than a small model, longer work in
+an executor, so that the loop stays free; work whose deadline passed is dropped before it begins;
+an item's failure is a value of its own, so that one bad item does not fail its neighbours.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,12 +21,12 @@ from typing import Generic, TypeVar
 
 from flts_ray.errors import Expired, Overloaded
 
-PATIENCE = 0.2
-"""Most share of a batch's time that the next one waits."""
-TURNS = 2
-"""Turns of the event loop from a request's first byte to its place among the waiting."""
+CROWD_S = 0.05
+"""After this time without a batch a crowd has gone, and nobody is waited for."""
 MEMORY = 0.8
 """Weight of the past in running means of the time that one unit of weight takes."""
+STRETCH = 2.0
+"""Most that one call adds to what the next is expected to take, as a ratio to the mean."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -69,9 +69,11 @@ class Batcher(Generic[Item, Result]):
         self._queued_weight = 0
         self._worker: asyncio.Task[None] | None = None
         self._last_items = 0
+        self._ended = -math.inf
+        self._enough: asyncio.Future[None] | None = None
         self._batch_s = 0.0
         self._unit_s = 0.0
-        self._unit_cpu_s = 0.0
+        self._work_s = 0.0
         self.batches = 0
         self.weight = 0
 
@@ -106,6 +108,8 @@ class Batcher(Generic[Item, Result]):
         self._queued_weight += waiting.weight
         if self._worker is None:
             self._worker = asyncio.create_task(self._drain())
+        elif self._enough is not None and self._is_enough():
+            _release(self._enough)
         try:
             return await waiting.future
         finally:
@@ -117,29 +121,35 @@ class Batcher(Generic[Item, Result]):
             await self._gather()
             while batch := self._next_batch():
                 items, begin = [one.item for one in batch], time.monotonic()
-                if self._is_moment(batch):
-                    _settle(batch, self._attempt(items))
-                    self._learn(batch, time.monotonic() - begin)
-                    await self._gather()  # those who waited go on before the next batch
-                    continue
-                _settle(batch, await self._call(items))
-                self._learn(batch, time.monotonic() - begin)
-                if (pause := self._pause()) > 0:
-                    await asyncio.sleep(pause)
+                moment = self._is_moment(batch)
+                _settle(batch, self._attempt(items) if moment else await self._call(items))
+                self._learn(batch, begin)
+                if self._waiting and moment:
+                    await asyncio.sleep(0)  # those who have their answer go on first
+                await self._gather()
         finally:
             self._worker = None
 
     async def _gather(self) -> None:
-        """Let those in whose requests are being read at this moment."""
-        quiet = 0
-        while quiet < TURNS and self._queued_weight < self._max_weight:
-            before = len(self._waiting)
-            await asyncio.sleep(0)
-            quiet = quiet + 1 if len(self._waiting) == before else 0
+        """Wait for as many as the last batch had, if some wait and a crowd is about."""
+        lonely = time.monotonic() - self._ended > CROWD_S
+        if lonely or self._max_wait_s <= 0 or not self._waiting or self._is_enough():
+            return
+        loop = asyncio.get_running_loop()
+        self._enough = loop.create_future()
+        timer = loop.call_later(self._max_wait_s, _release, self._enough)
+        try:
+            await self._enough
+        finally:
+            timer.cancel()
+            self._enough = None
+
+    def _is_enough(self) -> bool:
+        return len(self._waiting) >= self._last_items or self._queued_weight >= self._max_weight
 
     def _is_moment(self, batch: Sequence[_Waiting[Item, Result]]) -> bool:
         """True when it is over before anybody else would miss the event loop."""
-        expected = self._unit_cpu_s * sum(one.weight for one in batch)
+        expected = self._work_s * sum(one.weight for one in batch)
         return 0 < expected < self._moment_s
 
     async def _call(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
@@ -150,28 +160,25 @@ class Batcher(Generic[Item, Result]):
             return [error] * len(items)
 
     def _attempt(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
-        begin = time.thread_time()
+        begin = time.perf_counter()
         try:
             return self._run(items)
         except Exception as error:  # noqa: BLE001 -- handed to every caller of the batch
             return [error] * len(items)
         finally:
-            unit = (time.thread_time() - begin) / max(sum(map(self._weigh, items)), 1)
-            self._unit_cpu_s = _blended(self._unit_cpu_s, unit)
+            unit = (time.perf_counter() - begin) / max(sum(map(self._weigh, items)), 1)
+            # A call during which another process had the processor says little about the next.
+            self._work_s = _blended(self._work_s, min(unit, STRETCH * (self._work_s or unit)))
 
-    def _learn(self, batch: Sequence[_Waiting[Item, Result]], seconds: float) -> None:
+    def _learn(self, batch: Sequence[_Waiting[Item, Result]], begin: float) -> None:
+        self._ended = time.monotonic()
+        seconds = self._ended - begin
         weight = sum(one.weight for one in batch)
         self.batches += 1
         self.weight += weight
         self._unit_s = _blended(self._unit_s, seconds / max(weight, 1))
         self._batch_s = seconds
         self._last_items = len(batch)
-
-    def _pause(self) -> float:
-        """Seconds to wait for more; 0 when nobody or a whole batch waits."""
-        if not 0 < len(self._waiting) < self._last_items:
-            return 0.0
-        return min(self._max_wait_s, PATIENCE * self._batch_s)
 
     def _next_batch(self) -> list[_Waiting[Item, Result]]:
         batch: list[_Waiting[Item, Result]] = []
@@ -196,6 +203,11 @@ def _blended(mean: float, new: float) -> float:
 
 def _expired() -> Expired:
     return Expired("the request's deadline passed before its forecast was made; nothing was done")
+
+
+def _release(enough: asyncio.Future[None]) -> None:
+    if not enough.done():
+        enough.set_result(None)
 
 
 def _expire(future: asyncio.Future[Result]) -> None:

@@ -103,6 +103,9 @@ def _scaling(limits: ServeConfig) -> AutoscalingConfig:
                     "target_ongoing": limits.target_ongoing_requests,
                     "target_p95_ms": limits.target_latency_ms,
                     "scale_ahead": limits.scale_ahead,
+                    "interval_s": limits.ahead.interval_s,
+                    "ahead_s": limits.ahead.ahead_s,
+                    "season_s": limits.ahead.season_s,
                 },
             ),
         )

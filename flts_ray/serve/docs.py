@@ -29,15 +29,16 @@ _WHY = {
     422: "The request cannot be used; `field` says where",
     429: "Too many requests wait, or the token asks too often; `retry-after` says when to repeat",
     500: "The server failed; its log tells why under the request id",
-    503: "No champion is loaded, or the data of a series cannot be read now",
+    503: "No champion is loaded, or the data of a series cannot be read now. Without a champion no "
+    "plain forecast stands in, because step, season, time zone, units and levels are in its "
+    "contract",
     504: "The deadline passed before the forecast was made",
 }
 _ASKED = (401, 403, 413, 422, 429, 500, 503, 504)
-_DEGRADED = "x-allow-degraded"
 _HEADERS = (
     ("x-request-timeout-ms", {"type": "number", "exclusiveMinimum": 0},
      "Give up after so many milliseconds with 504."),
-    (_DEGRADED, {"type": "string", "enum": ["true", "false"]},
+    ("x-allow-degraded", {"type": "string", "enum": ["true", "false"]},
      "Rather a plain forecast, marked `degraded`, than 429, 503 or 504."),
     ("x-request-id", {"type": "string"},
      "Sent back and logged, if it is 1 to 128 letters, digits, dots, colons, dashes."),
@@ -65,6 +66,7 @@ class Described:
     error: Any = schemas.ErrorAnswer
     headers: bool = False
     query: bool = False
+    told: str = ""
 
 
 _OPEN = (500,)
@@ -82,17 +84,25 @@ ROUTES: tuple[Described, ...] = (
         {JSON: schemas.ForecastAnswer, MSGPACK: schemas.ForecastAnswer},
         {JSON: schemas.ForecastRequest, MSGPACK: schemas.PackedForecastRequest},
         (*_ASKED, 415), headers=True,
+        told="While a challenger is tried as a canary, the id of the first series says which "
+        "model answers the whole request; it is the same one every time.",
     ),
     Described(
         "post", "/v1/forecast:batch", "Forecast thousands of series, each with its own status",
         {JSON: schemas.BulkAnswer, MSGPACK: bytes, ARROW: bytes},
         {JSON: schemas.BulkRequest, MSGPACK: schemas.PackedBulkRequest, ARROW: bytes},
         _ASKED, headers=True, query=True,
+        told="The champion answers, never a canary: an answer does not mix versions, and so many "
+        "series are never all of one share. With `x-allow-degraded` each series that finds no room "
+        "or no time is answered by its last season and marked; 429 remains for a replica that "
+        "holds too many such bodies, and what the model refuses is an error still.",
     ),
     Described(
         "post", "/v1/timeseries/forecast", "Forecast by KServe's time-series protocol",
         {JSON: wire_kserve.TimeSeriesAnswer}, {JSON: wire_kserve.TimeSeriesRequest},
         (*_ASKED, 404), headers=True, error=wire_kserve.TimeSeriesErrorAnswer,
+        told="While a challenger is tried as a canary, the name of the first input says which "
+        "model answers the whole request.",
     ),
     Described(
         "get", "/v1/timeseries/models", "Names of the models", {JSON: list[str]},
@@ -101,6 +111,8 @@ ROUTES: tuple[Described, ...] = (
     Described(
         "post", "/predict", "Forecast the target columns of a table (older body)",
         {JSON: schemas.PredictAnswer}, {JSON: schemas.PredictRequest}, _ASKED, headers=True,
+        told="While a challenger is tried as a canary, the series of the first target column says "
+        "which model answers; `x-flts-model-version` tells.",
     ),
     Described(
         "get", "/v1/admin/state", "How busy this replica is (scope admin)",
@@ -152,10 +164,11 @@ def _operation(route: Described) -> dict[str, Any]:
         },
     }
     found: dict[str, Any] = {"summary": route.summary, "responses": answers}
+    if route.told:
+        found["description"] = route.told
     parameters = [
         {"name": name, "in": "header", "required": False, "schema": schema, "description": told}
         for name, schema, told in (_HEADERS if route.headers else ())
-        if not (route.query and name == _DEGRADED)
     ]
     if route.query:
         parameters += [

@@ -28,7 +28,7 @@ from flts_ray.serve.history import calendar_of
 from flts_ray.serve.load import Load
 from flts_ray.serve.observe import Role
 
-MOMENT_S = 0.002
+MOMENT_S = 0.005
 """Model calls up to here run in the event loop: what else it does takes about as long."""
 
 

@@ -18,6 +18,7 @@ from starlette.middleware import Middleware
 
 from flts_ray.serve.app import Api
 from flts_ray.serve.asgi import Receive, Scope, Send
+from flts_ray.serve.one_write import in_one_write
 
 OWN_OF_SERVE = "/-/"
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -38,7 +39,11 @@ class Front:
             self._direct = app_of_this_replica()
             if self._direct is not None:
                 self._direct.behind_proxy = True
-        await (self._direct or self._usual)(scope, receive, send)
+        if self._direct is None:
+            await self._usual(scope, receive, send)
+            return
+        in_one_write(scope, send)
+        await self._direct(scope, receive, send)
 
 
 def app_of_this_replica() -> Api | None:

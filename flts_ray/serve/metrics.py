@@ -3,8 +3,9 @@
 Design choices: names are stable and begin with `flts_serve_`; `inference_*` are the same numbers
 under older names; labels are the configuration's name, the route and the outcome, never a series,
 so nothing grows with the data; the path of a request adds to a few numbers, and a thread hands
-them to Ray's metrics; latencies are counted in buckets, each handed on at its mean, so that count
-and sum stay exact whatever the rate.
+them to Ray's metrics; latencies are counted in buckets, each handed on at once, so that the cost
+does not grow with the rate; the sum of a histogram is only near, because Ray makes it of the
+middles of its buckets, and so the seconds are a counter too.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ HISTOGRAMS = {
 }
 COUNTERS = {
     "flts_serve_requests_total": "Answers by route and outcome",
+    "flts_serve_seconds_total": "Time from arrival to answer of all these, added up exactly",
     "inference_requests_total": "Answers to requests for a forecast, under its older name",
     "inference_errors_total": "Those of them that are server errors, under its older name",
     "flts_serve_series_total": "Series forecast, by whose model did it",
@@ -48,11 +50,13 @@ GAUGES = {
     "flts_serve_champion_version": "Version that a replica answers with",
     "flts_serve_champion_age_seconds": "Since that version was registered",
     "flts_serve_live_error": "Mean absolute error of judged forecasts, divided by the scale",
+    "flts_serve_challenger": "1 while a replica holds a challenger, as canary or as shadow",
     "flts_serve_up": "1 for each replica; their sum is the number of replicas",
 }
 LABELS: Mapping[str, tuple[str, ...]] = {
     "flts_serve_latency_seconds": ("route", "outcome"),
     "flts_serve_requests_total": ("route", "outcome"),
+    "flts_serve_seconds_total": ("route", "outcome"),
     "flts_serve_series_total": ("role",),
     "flts_serve_live_error": ("role",),
 }
@@ -119,6 +123,7 @@ class Meter:
             labels = {"route": route, "outcome": outcome}
             mean = bucket.total / bucket.count
             found.append(Reading("flts_serve_requests_total", bucket.count, labels))
+            found.append(Reading("flts_serve_seconds_total", bucket.total, labels))
             found.append(Reading("flts_serve_latency_seconds", mean, labels, bucket.count))
             if route in FORECAST_ROUTES:
                 found.append(Reading("inference_requests_total", bucket.count))

@@ -29,13 +29,7 @@ def older_question(
     """
     horizon = wanted_horizon(request.inference_length, model, "inference_length")
     spec = model.fitted.spec
-    columns = tuple(name for name in request.data if name in spec.contract.targets)
-    if not columns:
-        raise DataError(
-            f"data: none of its columns is a target; the model forecasts "
-            f"{', '.join(spec.contract.targets)}",
-            field="data",
-        )
+    columns = _targets(request, model)
     stamps = _index(request, max_points)
     for name, values in request.data.items():
         if len(values) != len(stamps):
@@ -54,6 +48,25 @@ def older_question(
     except DataError as error:
         raise _in_older_words(error, request.index_col, columns) from None
     return Question(windows, horizon, ()), columns
+
+
+def first_series(request: PredictRequest, champion: ServedModel) -> str:
+    """The series that says which model answers the table: that of its first target column.
+
+    Raises DataError for a table without one.
+    """
+    return _id(_targets(request, champion)[0], champion)
+
+
+def _targets(request: PredictRequest, model: ServedModel) -> tuple[str, ...]:
+    targets = model.fitted.spec.contract.targets
+    columns = tuple(name for name in request.data if name in targets)
+    if not columns:
+        raise DataError(
+            f"data: none of its columns is a target; the model forecasts {', '.join(targets)}",
+            field="data",
+        )
+    return columns
 
 
 def _index(request: PredictRequest, max_points: int) -> list[str]:

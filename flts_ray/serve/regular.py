@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 
@@ -72,14 +73,13 @@ def regular_windows(block: Block, model: ServedModel) -> tuple[Windows, np.ndarr
     window = slice(block.y.shape[1] - spec.lookback, None)
     origin_us, good = _origins(block, spec.contract)
     y = np.asarray(block.y[:, window], dtype=np.float64)
-    if not np.isfinite(y.sum()):
-        good &= np.isfinite(y).all(axis=1)
     if not -MAX_MAGNITUDE <= block.y.min() <= block.y.max() <= MAX_MAGNITUDE:  # or a NaN
+        good &= np.isfinite(y).all(axis=1)
         good &= ~(np.abs(block.y) > MAX_MAGNITUDE).any(axis=1)
     known, good = _columns(block.known_future, spec.contract.known_future, block, window, good)
     past, good = _columns(block.past, spec.contract.past, block, window, good)
     static, good = _statics(block, spec.contract, good)
-    at = np.fromiter((model.position.get(name, -1) for name in block.ids), np.int64, len(block))
+    at = np.fromiter(map(model.position.get, block.ids, repeat(-1)), np.int64, len(block))
     if spec.needs_known_series:
         good &= at >= 0
     if not good.any():
@@ -138,7 +138,8 @@ def _origins(block: Block, contract: Contract) -> tuple[np.ndarray, np.ndarray]:
         return first + length * frequency.step_us, good
     wall = to_local_us(np.where(good, first, 0), zone)
     if block.ds_us is not None:
-        steps = to_local_us(np.where(good[:, None], block.ds_us, 0), zone)
+        readable = block.ds_us if good.all() else np.where(good[:, None], block.ds_us, 0)
+        steps = readable if zone == "UTC" else to_local_us(readable, zone)
         good &= (np.diff(steps, axis=1) == frequency.step_us).all(axis=1)
     return from_local_us(wall + length * frequency.step_us, zone), good
 

@@ -1,9 +1,10 @@
 """`POST /v1/forecast:batch`: thousands of series in one request, answered as they are made.
 
-Design choices: the series go through the model in parts of one micro-batch, a few parts on their
-way at once, so that reading, forecasting and writing overlap and other callers get their turn in
-between; a series that cannot be forecast is an entry of its own; a request of which not even the
-first part could be queued is refused as a whole, while there still is a status to refuse it with.
+Design choices: the series are read and written in parts, a few parts on their way at once, and go
+through the model in micro-batches, so that reading, forecasting and writing overlap and other
+callers get their turn in between; a series that cannot be forecast is an entry of its own; a
+request of which not even the first part could be queued is refused as a whole, while there still
+is a status to refuse it with.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from secrets import token_hex
 from urllib.parse import parse_qsl
@@ -25,15 +26,23 @@ from flts_ray.errors import DataError, Expired, FltsError, Overloaded
 from flts_ray.models.base import Forecast
 from flts_ray.prepare.arrays import Windows
 from flts_ray.serve.asgi import ARROW, MSGPACK, Answer, Call
+from flts_ray.serve.bulk_body import whole_body
+from flts_ray.serve.bulk_cuts import Cuts, numbers_of
+from flts_ray.serve.bulk_made import finite_rows, made_of_many, not_finite
+from flts_ray.serve.bulk_parts import BulkWriter, Done, Head, joined, rows_of
+from flts_ray.serve.bulk_stand_in import stand_in, told_of
 from flts_ray.serve.core import ALLOW_DEGRADED, TIMEOUT, VERSION_HEADER, Core
+from flts_ray.serve.degraded import Degraded
 from flts_ray.serve.engine import Engine, ServedModel
 from flts_ray.serve.laying import lay
-from flts_ray.serve.predictor import check_count, made_of, wanted_horizon, wanted_levels
+from flts_ray.serve.predictor import check_count, wanted_horizon, wanted_levels
 from flts_ray.serve.regular import chosen
-from flts_ray.serve.wire_answers import BulkWriter, Done, Head, writer_of
+from flts_ray.serve.wire_answers import writer_of
 from flts_ray.serve.wire_bulk import BulkBody, json_bulk, msgpack_bulk
 
 PARTS_AHEAD = 3
+BATCHES_AHEAD = 3
+"""Micro-batches of one request that wait for the model: other callers wait no longer."""
 MOST_AT_ONCE = 4
 """Bulk requests in one replica: each holds its body in memory."""
 _QUERY = {
@@ -45,7 +54,7 @@ FORECAST_ID = b"x-flts-forecast-id"
 
 @dataclass(frozen=True)
 class _Job:
-    """One bulk request on its way; without a deadline of its own each part has the usual time."""
+    """One bulk request on its way; without a deadline of its own each batch has the usual time."""
 
     body: BulkBody
     engine: Engine
@@ -53,6 +62,7 @@ class _Job:
     writer: BulkWriter
     deadline: float | None
     call: Call
+    turn: asyncio.Semaphore
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,14 @@ class _Laid:
     refused: dict[int, FltsError]
 
 
+@dataclass(frozen=True)
+class _Written:
+    """A part and its bytes in the answer."""
+
+    done: Done
+    body: bytes
+
+
 class BulkRoute:
     """The route and how many requests it holds."""
 
@@ -74,17 +92,14 @@ class BulkRoute:
 
     async def batch(self, call: Call) -> Answer:
         """Answer a bulk request. Raises DataError for a body that is none, Overloaded."""
-        if call.flag(ALLOW_DEGRADED):
-            field = ALLOW_DEGRADED.decode()
-            raise DataError(f"{field}: not for bulk requests; repeat later instead", field=field)
         if self._running >= MOST_AT_ONCE:
             raise Overloaded(f"{self._running} bulk requests already run here", 1.0)
         self._running += 1
         try:
             job = await self._job(call)
-            dones = self._dones(job)
-            first = await anext(dones)
-            _refuse_whole(first)
+            parts = self._parts(job)
+            first = await anext(parts)
+            _refuse_whole(first.done)
         except BaseException:
             self._release()
             raise
@@ -92,8 +107,8 @@ class BulkRoute:
             (VERSION_HEADER, job.engine.model.version.encode()),
             (FORECAST_ID, job.head.forecast_id.encode()),
         )
-        written = self._written(job, first, dones)
-        return Answer(written, 200, job.writer.media, headers, self._release)
+        body = self._sent(job, first, parts)
+        return Answer(body, 200, job.writer.media, headers, self._release)
 
     def _release(self) -> None:
         self._running -= 1
@@ -101,8 +116,9 @@ class BulkRoute:
     async def _job(self, call: Call) -> _Job:
         limits = self._core.limits
         deadline = self._core.deadline(call) if TIMEOUT in call.headers else None
+        allow = call.flag(ALLOW_DEGRADED)
         horizon, levels = query_of(call)
-        raw = await call.body(limits.max_bulk_bytes)
+        raw = await whole_body(call, limits.max_bulk_bytes)
         engine = self._core.slot.require()
         body = await self._core.offload(partial(self._read, call, raw, engine))
         model = engine.model
@@ -112,54 +128,79 @@ class BulkRoute:
             model,
             wanted_horizon(body.horizon or horizon, model, "horizon"),
             wanted_levels(levels if body.quantiles is None else body.quantiles, model, "quantiles"),
+            allow,
         )
-        return _Job(body, engine, head, writer_of(call.wanted, head), deadline, call)
+        turn = asyncio.Semaphore(BATCHES_AHEAD)
+        return _Job(body, engine, head, writer_of(call.wanted, head), deadline, call, turn)
 
     def _read(self, call: Call, raw: bytes, engine: Engine) -> BulkBody:
+        spec = engine.model.fitted.spec
         if call.media == ARROW:
             from flts_ray.serve.wire_arrow import arrow_bulk
 
-            return arrow_bulk(raw, engine.model.fitted.spec, self._core.limits)
+            return arrow_bulk(raw, spec, self._core.limits)
         read = msgpack_bulk if call.media == MSGPACK else json_bulk
-        return read(raw, self._core.limits)
+        return read(raw, spec, self._core.limits)
 
-    async def _dones(self, job: _Job) -> AsyncIterator[Done]:
+    async def _parts(self, job: _Job) -> AsyncIterator[_Written]:
         """The parts in order, a few of them on their way."""
-        size = self._core.limits.max_batch
-        begins = deque(range(0, job.body.count, size))
-        running: deque[asyncio.Task[Done]] = deque()
+        numbers = numbers_of(job.body.points, job.engine.model.fitted.spec)
+        cuts = Cuts(numbers, self._core.limits.max_batch)
+        running: deque[asyncio.Task[_Written]] = deque()
+        done = 0
         try:
-            while begins or running:
-                while begins and len(running) < PARTS_AHEAD:
-                    part = self._part(job, begins[0], begins.popleft() + size)
-                    running.append(asyncio.create_task(part))
-                yield await running.popleft()
+            while True:
+                while len(running) < PARTS_AHEAD and (rows := cuts.next()) is not None:
+                    running.append(asyncio.create_task(self._part(job, rows)))
+                if not running:
+                    return
+                part = await running.popleft()
+                cuts.done(done := done + len(part.done.ids))
+                yield part
         finally:
             for task in running:
                 task.cancel()
 
-    async def _part(self, job: _Job, begin: int, end: int) -> Done:
-        laid = await self._core.offload(partial(_lay, job.body, begin, end, job.engine.model))
-        if laid.windows is None:
-            return Done(laid.ids, laid.rows, None, laid.refused)
-        found, failed = await self._forecast(job, laid.windows)
-        refused = laid.refused | {int(laid.rows[i]): error for i, error in failed.items()}
-        if found is None:
-            return Done(laid.ids, laid.rows[:0], None, refused)
-        left = np.delete(np.arange(len(laid.rows)), list(failed))
-        windows = chosen(laid.windows, left) if failed else laid.windows
-        done = Done(laid.ids, laid.rows[left], None, refused, (windows, found))
-        return await self._core.offload(partial(_made, done, job.head))
+    async def _part(self, job: _Job, rows: range) -> _Written:
+        lay = partial(_lay, job.body, rows.start, rows.stop, job.engine.model)
+        laid = await self._core.offload(lay)
+        found: Forecast | None = None
+        failed: dict[int, FltsError] = {}
+        if laid.windows is not None:
+            found, failed = await self._batches(job, laid.windows)
+        return await self._core.offload(partial(_write, laid, found, failed, job))
+
+    async def _batches(
+        self, job: _Job, windows: Windows
+    ) -> tuple[Forecast | None, dict[int, FltsError]]:
+        """`_forecast` in micro-batches, of which few wait for the model at a time."""
+        size = self._core.limits.max_batch
+        if len(windows) <= size:
+            return await self._forecast(job, windows)
+        begins = range(0, len(windows), size)
+        batches = [
+            asyncio.create_task(self._forecast(job, windows.part(slice(at, at + size))))
+            for at in begins
+        ]
+        try:
+            every = await asyncio.gather(*batches)
+        finally:
+            for batch in batches:
+                batch.cancel()
+        failed = {at + i: error for at, (_, some) in zip(begins, every, strict=True)
+                  for i, error in some.items()}  # fmt: skip
+        return joined([one for one, _ in every if one is not None]), failed
 
     async def _forecast(
         self, job: _Job, windows: Windows
     ) -> tuple[Forecast | None, dict[int, FltsError]]:
         """The forecast of the windows that have one, and why the others have none."""
-        deadline = job.deadline
-        if deadline is None:
-            deadline = time.monotonic() + self._core.limits.timeout_s
         try:
-            return await job.engine.forecast(windows, deadline=deadline), {}
+            async with job.turn:
+                deadline = job.deadline
+                if deadline is None:
+                    deadline = time.monotonic() + self._core.limits.timeout_s
+                return await job.engine.forecast(windows, deadline=deadline), {}
         except (Overloaded, Expired) as error:
             return None, dict.fromkeys(range(len(windows)), error)
         except FltsError as error:
@@ -169,24 +210,27 @@ class BulkRoute:
         left, failed = await self._forecast(job, windows.part(slice(0, half)))
         right, more = await self._forecast(job, windows.part(slice(half, None)))
         failed |= {half + i: error for i, error in more.items()}
-        return _joined([one for one in (left, right) if one is not None]), failed
+        return joined([one for one in (left, right) if one is not None]), failed
 
-    async def _written(
-        self, job: _Job, first: Done, dones: AsyncIterator[Done]
+    async def _sent(
+        self, job: _Job, first: _Written, parts: AsyncIterator[_Written]
     ) -> AsyncIterator[bytes]:
         """The bytes of the answer."""
-        async with aclosing(dones) as rest:  # type: ignore[type-var]
-            yield job.writer.head() + await self._write(job, first)
-            async for done in rest:
-                yield await self._write(job, done)
-            yield job.writer.tail()
+        writer, failed = job.writer, len(first.done.refused)
+        async with aclosing(parts) as rest:  # type: ignore[type-var]
+            self._tell(job, first.done)
+            yield writer.head() + first.body
+            async for part in rest:
+                failed += len(part.done.refused)
+                self._tell(job, part.done)
+                yield writer.between + part.body
+            yield writer.tail(failed)
 
-    async def _write(self, job: _Job, done: Done) -> bytes:
-        written = await self._core.offload(partial(job.writer.part, done))
-        if done.told is not None:
-            head = job.head
-            self._core.tell(job.call, job.engine, head.forecast_id, *done.told, head.horizon)
-        return written
+    def _tell(self, job: _Job, done: Done) -> None:
+        head = job.head
+        for windows, made, degraded in told_of(done):
+            told = (head.forecast_id, windows, made, head.horizon, degraded)
+            self._core.tell(job.call, job.engine, *told)
 
 
 def query_of(call: Call) -> tuple[int | None, tuple[float, ...] | None]:
@@ -217,48 +261,44 @@ def _lay(body: BulkBody, begin: int, end: int, model: ServedModel) -> _Laid:
     return _Laid(part.ids, laid.windows, at[laid.rows], refused)
 
 
+def _write(
+    laid: _Laid, found: Forecast | None, failed: dict[int, FltsError], job: _Job
+) -> _Written:
+    """found: the forecast of the windows that are not in `failed`; None where all are."""
+    marks: dict[int, Degraded] = {}
+    if failed and job.head.may_degrade and laid.windows is not None:
+        stood = stand_in(laid.windows, found, failed, job.engine.model.fitted.spec.task)
+        found, failed = stood.forecast, stood.failed
+        marks = {int(laid.rows[i]): mark for i, mark in stood.degraded.items()}
+    refused = laid.refused | {int(laid.rows[i]): error for i, error in failed.items()}
+    done = Done(laid.ids, laid.rows[:0], None, refused)
+    if found is not None and laid.windows is not None:
+        rows, windows = laid.rows, laid.windows
+        if failed:
+            left = np.delete(np.arange(len(rows)), list(failed))
+            rows, windows = rows[left], chosen(windows, left)
+        done = _made(Done(laid.ids, rows, None, refused, (windows, found)), job.head)
+    marks = {i: mark for i, mark in marks.items() if i not in done.refused}
+    done = replace(done, degraded=marks)
+    return _Written(done, job.writer.part(done))
+
+
 def _made(done: Done, head: Head) -> Done:
     """With its forecast; series whose forecast is not finite are refused."""
     assert done.told is not None  # the model has answered
     windows, forecast = done.told
-    finite = np.isfinite(forecast.mean).all(axis=1)
-    finite &= np.isfinite(forecast.quantiles).all(axis=(1, 2))
-    refused, rows = done.refused, done.rows
-    if not finite.all():
-        for i in np.flatnonzero(~finite).tolist():
-            refused[int(rows[i])] = DataError(
-                f"y: the forecast of series {forecast.ids[i][:60]!r} is not finite; its values "
-                "are too extreme for the model",
-                field="y",
-            )
-        kept = np.flatnonzero(finite)
-        windows, forecast, rows = chosen(windows, kept), _rows(forecast, kept), rows[kept]
-    if not len(rows):
-        return Done(done.ids, rows, None, refused)
-    made = made_of(forecast, head.horizon, head.levels, head.model)
-    return Done(done.ids, rows, made, refused, (windows, forecast))
-
-
-def _rows(forecast: Forecast, rows: np.ndarray) -> Forecast:
-    return Forecast(
-        tuple(forecast.ids[i] for i in rows.tolist()),
-        forecast.origin_us[rows],
-        forecast.levels,
-        forecast.mean[rows],
-        forecast.quantiles[rows],
-    )
-
-
-def _joined(parts: Sequence[Forecast]) -> Forecast | None:
-    if not parts:
-        return None
-    return Forecast(
-        tuple(name for part in parts for name in part.ids),
-        np.concatenate([part.origin_us for part in parts]),
-        parts[0].levels,
-        np.concatenate([part.mean for part in parts]),
-        np.concatenate([part.quantiles for part in parts]),
-    )
+    made = made_of_many(forecast, head.horizon, head.levels, head.model)
+    finite = finite_rows(forecast, made)
+    if finite is None:
+        return Done(done.ids, done.rows, made, done.refused, done.told)
+    for i in np.flatnonzero(~finite).tolist():
+        done.refused[int(done.rows[i])] = not_finite(forecast.ids[i])
+    kept = np.flatnonzero(finite)
+    if not len(kept):
+        return Done(done.ids, done.rows[kept], None, done.refused)
+    told = chosen(windows, kept), rows_of(forecast, kept)
+    made = made_of_many(told[1], head.horizon, head.levels, head.model)
+    return Done(done.ids, done.rows[kept], made, done.refused, told)
 
 
 def _refuse_whole(first: Done) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from secrets import token_hex
-from typing import Any
 
 import msgspec
 
@@ -16,7 +15,7 @@ from flts_ray.serve.core import ALLOW_DEGRADED, ON_LOOP_BYTES, VERSION_HEADER, C
 from flts_ray.serve.degraded import Degraded
 from flts_ray.serve.engine import Engine, ServedModel
 from flts_ray.serve.laying import windows_of
-from flts_ray.serve.older import older_answer, older_question
+from flts_ray.serve.older import first_series, older_answer, older_question
 from flts_ray.serve.predictor import (
     SentRequest,
     answer_of,
@@ -102,17 +101,28 @@ class ForecastRoutes:
     async def predict(self, call: Call) -> Answer:
         """Forecast the target columns of a table (older body)."""
         core = self._core
-        engine = core.slot.require()
+        champion = core.slot.require().model
         deadline, allow = core.deadline(call), call.flag(ALLOW_DEGRADED)
         body = await call.body(core.limits.max_body_bytes)
-        model = engine.model
+        small = len(body) <= ON_LOOP_BYTES
+        parse = partial(parse_body, PredictRequest, body, core.limits.max_depth)
+        request = await core.near(small, parse)
+        answer = partial(self._predicted, call, request, deadline, allow, small)
+        return await core.answered(first_series(request, champion), answer)
 
-        def read() -> Any:
-            request = parse_body(PredictRequest, body, core.limits.max_depth)
-            return older_question(request, model, core.limits.max_points)
-
-        static = bool(model.fitted.spec.contract.static)
-        question, columns = await core.near(len(body) <= ON_LOOP_BYTES and not static, read)
+    async def _predicted(
+        self,
+        call: Call,
+        request: PredictRequest,
+        deadline: float,
+        allow: bool,
+        small: bool,
+        engine: Engine,
+    ) -> Answer:
+        core, model = self._core, engine.model
+        here = small and not model.fitted.spec.contract.static
+        read = partial(older_question, request, model, core.limits.max_points)
+        question, columns = await core.near(here, read)
         made, degraded = await core.forecast(engine, question.windows, deadline, allow)
         name = token_hex(16)
         payload = older_answer(question, columns, made, model, name)

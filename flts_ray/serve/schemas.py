@@ -43,6 +43,8 @@ Levels = Annotated[
     Meta(max_length=200, description="Levels within the model's; both usual bands by default."),
 ]
 Cells = list[str | float | None]
+Why = Literal["overloaded", "expired", "unavailable"]
+How = Literal["seasonal_naive", "last_forecast"]
 
 
 class Request(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -153,8 +155,8 @@ class Degradation(Struct, omit_defaults=True):
     """Set on an answer that the model did not make; only for callers who allowed it."""
 
     degraded: bool = False
-    degraded_reason: Literal["overloaded", "expired", "unavailable"] | None = None
-    degraded_method: Literal["seasonal_naive", "last_forecast"] | None = None
+    degraded_reason: Why | None = None
+    degraded_method: How | None = None
 
 
 class SeriesForecast(Struct):
@@ -179,8 +181,12 @@ class Problem(Struct):
     field: str | None
 
 
-class BulkForecast(SeriesForecast, tag_field="status", tag="ok"):
-    """The forecast of one series of many."""
+class BulkForecast(SeriesForecast, tag_field="status", tag="ok", omit_defaults=True):
+    """The forecast of one series of many, marked as `Degradation` marks a whole answer."""
+
+    degraded: bool = False
+    degraded_reason: Why | None = None
+    degraded_method: How | None = None
 
 
 class BulkRefusal(Struct, tag_field="status", tag="error"):

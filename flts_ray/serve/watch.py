@@ -88,6 +88,7 @@ class Watch:
 
     def _readings(self) -> Iterator[Reading]:
         yield Reading("flts_serve_up", 1.0)
+        yield Reading("flts_serve_challenger", float(self._slot.challenger is not None))
         if self._log is not None:
             counts = self._log.counts
             yield self._growth.since("flts_serve_log_rows_total", counts.written)

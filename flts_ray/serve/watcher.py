@@ -53,6 +53,7 @@ class Watcher:
         self._champion: ServedModel | None = None
         self._challenger: ServedModel | None = None
         self._shadowed = 0
+        self._too_short = ""
         self._waiting: deque[Made] = deque()
         self._series = 0
         self._second, self._judged = 0, 0
@@ -150,7 +151,10 @@ class Watcher:
     def _shadow(self, made: Made, champion: ServedModel, challenger: ServedModel) -> None:
         """Forecast the champion's windows once more; a shadow that fails is dropped."""
         windows = made.windows
-        if windows.lookback < challenger.fitted.spec.lookback or made.version != champion.version:
+        if made.version != champion.version:
+            return
+        if windows.lookback < challenger.fitted.spec.lookback:
+            self._say_too_short(challenger, windows.lookback)
             return
         began = self._clock()
         try:
@@ -172,6 +176,17 @@ class Watcher:
             self._latency.setdefault(champion.version, Latency()).add(self._clock() - began)
             self._latency.setdefault(challenger.version, Latency()).add(seconds)
         self._shadowed += 1
+
+    def _say_too_short(self, challenger: ServedModel, lookback: int) -> None:
+        """Once for each challenger: it is neither judged nor dropped."""
+        if self._too_short == challenger.digest:
+            return
+        self._too_short = challenger.digest
+        _log.warning(
+            "shadow_cannot_run", version=challenger.version,
+            problem=f"it looks back {challenger.fitted.spec.lookback} steps and the champion "
+            f"{lookback}; try it as a canary (serve.canary.share), which is asked with its own",
+        )  # fmt: skip
 
     def _standing(self, model: ServedModel) -> Standing:
         tally = self._live.tallies.get(model.version, Tally())

@@ -19,22 +19,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from flts_ray.config_serve import ServeConfig
-from flts_ray.errors import DataError
+from flts_ray.errors import DataError, FltsError
 from flts_ray.models.base import ModelSpec
 from flts_ray.panel import Contract
 from flts_ray.serve.arrow_columns import (
     check_names,
     instants,
     is_list,
+    lengths_of,
     mask,
     numbers,
     read_table,
     statics,
     texts,
+    whole,
 )
+from flts_ray.serve.fields import Fields
 from flts_ray.serve.predictor import check_count
 from flts_ray.serve.regular import Block
 from flts_ray.serve.rows import AskedSeries
@@ -68,98 +70,103 @@ class ListTable(_Table):
     def __init__(self, table: pa.Table, spec: ModelSpec, max_points: int) -> None:
         super().__init__(spec)
         self._ids = texts(table, "unique_id")
-        self._table = table
         self._max_points = max_points
-        self._lists = [n for n in ("y", "observed", *self._contract.known_future,
-                                   *self._contract.past) if n in table.column_names]  # fmt: skip
-        for name in self._lists:
+        names = [n for n in ("y", "observed", *self._contract.known_future,
+                             *self._contract.past) if n in table.column_names]  # fmt: skip
+        for name in names:
             if not is_list(table.schema.field(name).type):
                 raise DataError(f"{name}: must be a list column, as `y` is", field=name)
-        self._by_start = "start" in table.column_names
-        if self._by_start == ("ds" in table.column_names):
+        by_start = "start" in table.column_names
+        if by_start == ("ds" in table.column_names):
             raise DataError("ds: give either `start` or the lists `ds`", field="ds")
-        if not self._by_start:
+        if not by_start:
             if not is_list(table.schema.field("ds").type):
                 raise DataError("ds: must be a list column, as `y` is", field="ds")
-            self._lists.append("ds")
+            names.append("ds")
+        self._lists = {name: whole(table, name) for name in names}
+        self._lengths = {name: lengths_of(column) for name, column in self._lists.items()}
+        self._plain = self._plain_columns(table)
 
     @property
     def count(self) -> int:
         return len(self._ids)
 
+    @property
+    def points(self) -> np.ndarray:
+        return np.clip(self._lengths["y"], 0, self._max_points)
+
     def part(self, begin: int, end: int) -> Part:
         """Some of the rows: as one block where they are alike, else one by one."""
-        table = self._table.slice(begin, end - begin)
-        ids = self._ids[begin:end]
-        fields = [f"series[{i}]." for i in range(begin, begin + len(ids))]
-        flat, lengths = {}, {}
-        for name in self._lists:
-            column = table[name].combine_chunks()
-            flat[name] = self._values(column.flatten(), name)
-            counted = pc.fill_null(pc.list_value_length(column), -1)
-            lengths[name] = counted.to_numpy(zero_copy_only=False).astype(np.int64)
-        plain = self._plain(table)
-        at = range(len(ids))
+        end = min(end, self.count)
+        ids, rows = self._ids[begin:end], slice(begin, end)
+        lengths = {name: found[rows] for name, found in self._lengths.items()}
         if _alike(lengths, self._contract.known_future, self._ahead, self._max_points):
-            return Part(ids, self._block(ids, fields, flat, plain), at, {})
-        asked = self._singly(ids, fields, flat, lengths, plain)
-        refused: dict[int, Any] = {}
-        kept = []
-        for i, one in enumerate(asked):
-            points = 0 if one.y is None else len(one.y)
-            if points > self._max_points:
-                refused[i] = DataError(
-                    f"{one.field}y: {points} points; send the last {self._max_points} at most",
-                    field=f"{one.field}y",
-                )
-            else:
-                kept.append(i)
-        return Part(ids, [asked[i] for i in kept], kept, refused)
+            block = self._block(ids, rows)
+            return Part(ids, block, range(len(ids)), {})
+        refused = self._too_long(begin, lengths)
+        kept = [i for i in range(len(ids)) if i not in refused]
+        return Part(ids, self._singly(begin, kept, lengths), kept, refused)
 
-    def _values(self, column: pa.Array, name: str) -> np.ndarray:
+    def _too_long(self, begin: int, lengths: dict[str, np.ndarray]) -> dict[int, FltsError]:
+        """Rows with more points than are read at all, by position in the part."""
+        refused: dict[int, FltsError] = {}
+        for name, sizes in lengths.items():
+            most = self._max_points
+            if name in self._contract.known_future:
+                most += self._ahead
+            for i in np.flatnonzero(sizes > most).tolist():
+                field = f"series[{begin + i}].{name}"
+                told = f"{field}: {sizes[i]} points; send the last {most} at most"
+                refused.setdefault(i, DataError(told, field=field))
+        return refused
+
+    def _values(self, name: str, rows: slice | np.ndarray) -> np.ndarray:
+        """The values of some rows end to end."""
+        column = self._lists[name]
+        if isinstance(rows, slice):
+            chosen = column.slice(rows.start, rows.stop - rows.start)
+        else:
+            chosen = column.take(pa.array(rows))
+        values = chosen.flatten()
         if name == "ds":
-            return instants(column, name, self._contract)
-        return mask(column, name) if name == "observed" else numbers(column, name)
+            return instants(values, name, self._contract)
+        return mask(values, name) if name == "observed" else numbers(values, name)
 
-    def _plain(self, table: pa.Table) -> dict[str, Any]:
+    def _plain_columns(self, table: pa.Table) -> dict[str, Any]:
         """Columns of one value a series: `start` and statics."""
         found: dict[str, Any] = {}
-        if self._by_start:
-            found["start"] = instants(table["start"].combine_chunks(), "start", self._contract)
+        if "start" in table.column_names:
+            found["start"] = instants(whole(table, "start"), "start", self._contract)
         for name in self._contract.static:
             if name in table.column_names:
-                found[name] = statics(table[name].combine_chunks(), name, self._contract)
+                found[name] = statics(whole(table, name), name, self._contract)
         return found
 
-    def _block(
-        self,
-        ids: list[str],
-        fields: list[str],
-        flat: dict[str, np.ndarray],
-        plain: dict[str, Any],
-    ) -> Block:
-        shaped = {name: values.reshape(len(ids), -1) for name, values in flat.items()}
-        return block_of(ids, fields, shaped, plain, self._contract)
+    def _block(self, ids: list[str], rows: slice) -> Block:
+        shaped = {name: self._values(name, rows).reshape(len(ids), -1) for name in self._lists}
+        plain = {name: values[rows] for name, values in self._plain.items()}
+        return block_of(ids, Fields(rows.start, len(ids)), shaped, plain, self._contract)
 
     def _singly(
-        self,
-        ids: list[str],
-        fields: list[str],
-        flat: dict[str, np.ndarray],
-        lengths: dict[str, np.ndarray],
-        plain: dict[str, Any],
+        self, begin: int, kept: list[int], lengths: dict[str, np.ndarray]
     ) -> list[AskedSeries]:
-        ends = {name: np.cumsum(np.maximum(sizes, 0)) for name, sizes in lengths.items()}
+        """The rows at the positions `kept` of the part that begins there."""
+        rows = begin + np.asarray(kept, dtype=np.int64)
+        # A part of which nothing is refused is read where it lies.
+        at = rows if len(kept) < len(lengths["y"]) else slice(begin, begin + len(kept))
+        flat = {name: self._values(name, at) for name in self._lists}
+        sizes = {name: found[kept] for name, found in lengths.items()}
+        ends = {name: np.cumsum(np.maximum(found, 0)) for name, found in sizes.items()}
 
         def of(name: str, i: int) -> np.ndarray | None:
-            if name not in flat or lengths[name][i] < 0:
+            if sizes[name][i] < 0:
                 return None
-            return flat[name][ends[name][i] - lengths[name][i] : ends[name][i]]
+            return flat[name][ends[name][i] - sizes[name][i] : ends[name][i]]
 
         return [
-            single(field, ids[i], {name: of(name, i) for name in flat},
-                   {name: values[i] for name, values in plain.items()}, self._contract)
-            for i, field in enumerate(fields)
+            single(f"series[{row}].", self._ids[row], {name: of(name, i) for name in flat},
+                   {name: values[row] for name, values in self._plain.items()}, self._contract)
+            for i, row in enumerate(rows.tolist())
         ]  # fmt: skip
 
 
@@ -170,7 +177,7 @@ class LongTable(_Table):
         super().__init__(spec)
         if "ds" not in table.column_names or "start" in table.column_names:
             raise DataError("ds: a long table has a stamp in every row", field="ds")
-        column = table["unique_id"].combine_chunks()
+        column = whole(table, "unique_id")
         if not pa.types.is_dictionary(column.type):
             column = column.dictionary_encode()
         names = texts(pa.table({"unique_id": column.dictionary}), "unique_id")
@@ -196,7 +203,7 @@ class LongTable(_Table):
         contract = self._contract
         found: dict[str, Any] = {}
         for name in table.column_names:
-            column = table[name].combine_chunks()
+            column = whole(table, name)
             if name == "ds":
                 found[name] = instants(column, name, contract)
             elif name == "observed":
@@ -211,29 +218,33 @@ class LongTable(_Table):
     def count(self) -> int:
         return len(self._ids)
 
+    @property
+    def points(self) -> np.ndarray:
+        return np.diff(self._bounds)
+
     def part(self, begin: int, end: int) -> Part:
         """Some of the series: as one block where they are alike, else one by one."""
         end = min(end, self.count)
         ids = self._ids[begin:end]
-        fields = [f"series[{i}]." for i in range(begin, end)]
         bounds = self._bounds[begin : end + 1]
         ahead = self._ahead if self._contract.known_future else 0
         sizes = np.diff(bounds)
         if (sizes == sizes[0]).all() and sizes[0] > ahead:
-            block = self._block(ids, fields, slice(bounds[0], bounds[-1]), ahead)
+            block = self._block(ids, begin, slice(bounds[0], bounds[-1]), ahead)
             return Part(ids, block, range(len(ids)), {})
         asked = []
-        for i, field in enumerate(fields):
+        for i in range(len(ids)):
             rows = slice(bounds[i], bounds[i + 1])
             columns = {name: self._cut(name, values[rows], ahead)
                        for name, values in self._flat.items()
                        if name not in self._contract.static}  # fmt: skip
             plain = {name: self._flat[name][bounds[i]] for name in self._contract.static
                      if name in self._flat}  # fmt: skip
+            field = f"series[{begin + i}]."
             asked.append(single(field, ids[i], columns, plain, self._contract))
         return Part(ids, asked, range(len(ids)), {})
 
-    def _block(self, ids: list[str], fields: list[str], rows: slice, ahead: int) -> Block:
+    def _block(self, ids: list[str], begin: int, rows: slice, ahead: int) -> Block:
         shaped: dict[str, Any] = {}
         plain: dict[str, Any] = {}
         for name, values in self._flat.items():
@@ -242,7 +253,7 @@ class LongTable(_Table):
                 plain[name] = laid[:, 0]
             else:
                 shaped[name] = self._cut(name, laid, ahead)
-        return block_of(ids, fields, shaped, plain, self._contract)
+        return block_of(ids, Fields(begin, len(ids)), shaped, plain, self._contract)
 
     def _cut(self, name: str, values: np.ndarray, ahead: int) -> np.ndarray:
         """Without the rows of the horizon, except for what is known of them."""
@@ -255,8 +266,7 @@ def _alike(
     lengths: dict[str, np.ndarray], known: Sequence[str], ahead: int, max_points: int
 ) -> bool:
     """True when all histories have one length and every list fits it."""
-    sizes = lengths["y"]
-    wanted = int(sizes[0]) if len(sizes) else 0
+    wanted = int(lengths["y"][0])
     return 0 < wanted <= max_points and all(
         (found == wanted + (ahead if name in known else 0)).all() for name, found in lengths.items()
     )
@@ -264,7 +274,7 @@ def _alike(
 
 def block_of(
     ids: list[str],
-    fields: list[str],
+    fields: Sequence[str],
     shaped: dict[str, np.ndarray],
     plain: dict[str, Any],
     contract: Contract,

@@ -7,15 +7,20 @@ error of its own; how many there are is known before an object is made of each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Protocol
 
 import msgspec
+import numpy as np
+import orjson
 from msgspec import Meta, Struct
 
 from flts_ray.config_serve import ServeConfig
 from flts_ray.errors import DataError, FltsError
+from flts_ray.models.base import ModelSpec
+from flts_ray.serve.alike import Sent, block_of_alike
 from flts_ray.serve.predictor import check_count, check_points
 from flts_ray.serve.regular import Block
 from flts_ray.serve.rows import AskedSeries, asked_series
@@ -31,6 +36,8 @@ from flts_ray.serve.schemas import (
     unpack_body,
 )
 
+POINT_BYTES = 4
+"""Of a point in a body; some take less, which only makes larger parts."""
 NO_SERIES = msgspec.Raw(b"")
 
 
@@ -53,6 +60,11 @@ class BulkBody(Protocol):
     @property
     def count(self) -> int: ...
     @property
+    def points(self) -> np.ndarray:
+        """About how many points each series has, int64 [count]."""
+        ...
+
+    @property
     def horizon(self) -> int | None: ...
     @property
     def quantiles(self) -> Sequence[float] | None: ...
@@ -70,47 +82,79 @@ class _Object(Struct, gc=False):
 
 
 class SplitBody:
-    """A JSON or msgpack body whose series are bytes still."""
+    """A JSON or msgpack body whose series are bytes still.
 
-    def __init__(self, bulk: _Bulk, pieces: list[msgspec.Raw], decoder: Any, most: int) -> None:
+    decoder: tells what is wrong with a series; decode: reads a right one, if it can.
+    """
+
+    def __init__(
+        self,
+        bulk: _Bulk,
+        pieces: list[msgspec.Raw],
+        decoder: Any,
+        decode: Callable[[msgspec.Raw], Sent],
+        spec: ModelSpec,
+        most: int,
+    ) -> None:
         self.horizon = bulk.horizon
         self.quantiles = bulk.quantiles
         self._pieces = pieces
         self._decoder = decoder
+        self._decode = decode
+        self._spec = spec
         self._most_points = most
 
     @property
     def count(self) -> int:
         return len(self._pieces)
 
+    @property
+    def points(self) -> np.ndarray:
+        sizes = (memoryview(piece).nbytes for piece in self._pieces)
+        return np.fromiter(sizes, np.int64, self.count) // POINT_BYTES
+
     def part(self, begin: int, end: int) -> Part:
         """Decode some of the series."""
+        end = min(end, self.count)
+        read = [self._read(i) for i in range(begin, end)]
+        good = [one for one in read if not isinstance(one, DataError)]
+        if len(good) == len(read):
+            block = block_of_alike(good, begin, self._spec, self._most_points)
+            if block is not None:
+                return Part(block.ids, block, range(len(block)), {})
+        return self._singly(begin, read)
+
+    def _singly(self, begin: int, read: Sequence[Sent | DataError]) -> Part:
         ids: list[str] = []
         asked: list[AskedSeries] = []
         at: list[int] = []
         refused: dict[int, FltsError] = {}
-        for i in range(begin, min(end, self.count)):
+        for i, sent in enumerate(read):
             try:
-                one = self._series(i)
+                one = self._asked(begin + i, sent)
             except DataError as error:
-                refused[i - begin] = error
-                ids.append(self._name(i))
+                refused[i] = error
+                ids.append(self._name(begin + i))
                 continue
             asked.append(one)
-            at.append(i - begin)
+            at.append(i)
             ids.append(one.id)
         return Part(ids, asked, at, refused)
 
-    def _series(self, i: int) -> AskedSeries:
-        field, piece = f"series[{i}].", self._pieces[i]
+    def _read(self, i: int) -> Sent | DataError:
+        """A series as sent, or why it cannot be read."""
+        piece, place = self._pieces[i], f"series[{i}]"
         try:
-            request = self._decoder.decode(piece)
+            return self._decode(piece)
         except msgspec.ValidationError as error:
-            raise _inside(refusal(str(error), bytes(piece)), f"series[{i}]") from None
+            return _inside(refusal(str(error), bytes(piece)), place)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError) as error:
-            place = f"series[{i}]"
-            raise DataError(f"{place}: {str(error)[:200]}", field=place) from None
-        one = asked_series(request, field, i)
+            return DataError(f"{place}: {str(error)[:200]}", field=place)
+
+    def _asked(self, i: int, sent: Sent | DataError) -> AskedSeries:
+        if isinstance(sent, DataError):
+            raise sent
+        one = asked_series(sent, f"series[{i}].", i)
         check_points(one, self._most_points)
         return one
 
@@ -135,7 +179,7 @@ def _inside(error: DataError, place: str) -> DataError:
     return DataError(f"{place}{dot}{error}", field=f"{place}{dot}{error.field}")
 
 
-def json_bulk(body: bytes, limits: ServeConfig) -> SplitBody:
+def json_bulk(body: bytes, spec: ModelSpec, limits: ServeConfig) -> SplitBody:
     """Raises DataError where the body is no bulk request."""
     too_many_objects(body, 4 * limits.max_bulk_series + 4)
     bulk = parse_body(_Bulk, body, limits.max_depth)
@@ -146,16 +190,26 @@ def json_bulk(body: bytes, limits: ServeConfig) -> SplitBody:
         pieces = msgspec.json.decode(bulk.series, type=list[msgspec.Raw])
     except msgspec.ValidationError as error:
         raise _inside(refusal(str(error), None), "series") from None
-    return SplitBody(bulk, pieces, msgspec.json.Decoder(SeriesRequest), limits.max_points)
+    decoder = msgspec.json.Decoder(SeriesRequest)
+    return SplitBody(bulk, pieces, decoder, partial(_json_series, decoder), spec, limits.max_points)
 
 
-def msgpack_bulk(body: bytes, limits: ServeConfig) -> SplitBody:
+def _json_series(decoder: msgspec.json.Decoder[SeriesRequest], piece: msgspec.Raw) -> Sent:
+    """Read by orjson, which takes a fifth of the time; the decoder has the last word."""
+    try:
+        return msgspec.convert(orjson.loads(memoryview(piece)), SeriesRequest)
+    except (orjson.JSONDecodeError, msgspec.ValidationError, RecursionError):
+        return decoder.decode(piece)
+
+
+def msgpack_bulk(body: bytes, spec: ModelSpec, limits: ServeConfig) -> SplitBody:
     """The same for msgpack."""
     bulk = unpack_body(_Bulk, body)
     _required(bulk)
     check_count(array_length(bytes(memoryview(bulk.series)[:5])), limits.max_bulk_series)
     pieces = msgspec.msgpack.decode(bulk.series, type=list[msgspec.Raw])
-    return SplitBody(bulk, pieces, msgspec.msgpack.Decoder(PackedSeries), limits.max_points)
+    decoder = msgspec.msgpack.Decoder(PackedSeries)
+    return SplitBody(bulk, pieces, decoder, decoder.decode, spec, limits.max_points)
 
 
 def _required(bulk: _Bulk) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ from flts_ray.config_serve import ServeConfig, TlsConfig
 from flts_ray.local.haproxy_start import admin_socket, running_pid
 from flts_ray.local.process import free_port
 from flts_ray.local.ray_environment import haproxy_binary, haproxy_environment
+from flts_ray.serve.asgi import ALWAYS
 from tests.running import MARK, until
 
 pytestmark = pytest.mark.integration
@@ -41,10 +44,14 @@ class Hello(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        told = json.dumps({k.lower(): v for k, v in self.headers.items()}).encode()
+        body = told if self.path == "/told" else b"hello"
         self.send_response(200)
-        self.send_header("content-length", "5")
+        self.send_header("content-length", str(len(body)))
+        if self.path == "/page":
+            self.send_header("content-security-policy", "default-src 'self'")
         self.end_headers()
-        self.wfile.write(b"hello")
+        self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         """Nothing: the tests look at answers."""
@@ -165,6 +172,18 @@ def test_it_listens_on_loopback_alone_and_shows_its_metrics(node: Node) -> None:
     assert node.get().text == "hello"
     assert "haproxy_process" in httpx.get(f"http://127.0.0.1:{node.metrics}/metrics").text
     assert listening_hosts(node.mine()) == {"127.0.0.1"}
+
+
+def test_replicas_are_told_of_a_request_and_callers_get_safe_answers(node: Node) -> None:
+    node.start()
+    told = node.get("/told", headers={"x-request-id": "mine", "x-flts-started-us": "7"}).json()
+    assert told["x-request-id"] == "mine"
+    assert abs(time.time() - int(told["x-flts-started-us"]) / 1e6) < 20
+    assert len(node.get("/told").json()["x-request-id"]) == 36
+    for name, value in ALWAYS:
+        assert node.get().headers.get_list(name.decode()) == [value.decode()]
+    own = node.get("/page").headers.get_list("content-security-policy")
+    assert own == ["default-src 'self'"]
 
 
 def test_a_killed_haproxy_is_back_before_a_new_caller_is_refused(node: Node) -> None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -23,7 +21,7 @@ import pyarrow.compute as pc
 import pytest
 
 from flts_ray.config import Config, parse_config
-from flts_ray.config_serve import AuthConfig, CanaryConfig, ServeConfig
+from flts_ray.config_serve import AuthConfig, CanaryConfig, ForecastLogConfig, ServeConfig
 from flts_ray.errors import ConfigError, Unavailable
 from flts_ray.local.ray_environment import haproxy_is_set, set_for_ray
 from flts_ray.models import artifact
@@ -31,114 +29,40 @@ from flts_ray.models.base import Task, fit_fully
 from flts_ray.prepare.arrays import windows_at
 from flts_ray.serve import deployment
 from flts_ray.serve.challenge import belongs_to_challenger
-from flts_ray.serve.engine import ServedModel
 from flts_ray.serve.log_table import read_log
-from flts_ray.serve.parity import request_of
+from flts_ray.serve.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from flts_ray.store import FolderStore
-from tests.served import LEVELS, KnownSet, true_calendar
-from tests.synthetic import seasonal_set
+from tests.deployed import (
+    DATA,
+    TASK,
+    FolderRef,
+    FolderSource,
+    Load,
+    a_request,
+    callers,
+    live,
+    point_at,
+    promote,
+    replica_pids,
+    replicas,
+    running,
+    until,
+    why_dropped,
+)
 
 pytestmark = pytest.mark.integration
-TASK = Task(6, LEVELS)
-DATA = true_calendar(seasonal_set(length=300))
-
-
-@dataclass(frozen=True)
-class FolderRef:
-    version: str
-    digest: str
-    folder: str
-
-
-@dataclass(frozen=True)
-class FolderSource:
-    """The champion that `champion.json` in a folder names, and its challenger."""
-
-    root: Path
-
-    def current(self) -> FolderRef | None:
-        return self._named("champion.json")
-
-    def challenger(self) -> FolderRef | None:
-        return self._named("challenger.json")
-
-    def _named(self, file: str) -> FolderRef | None:
-        path = self.root / file
-        return FolderRef(**json.loads(path.read_text())) if path.exists() else None
-
-    def load(self, ref: FolderRef) -> ServedModel:
-        fitted = artifact.load(Path(ref.folder))
-        return ServedModel("demo", ref.version, ref.digest, fitted, KnownSet(DATA))
-
-
-def promote(root: Path, version: str, season: int, file: str = "champion.json") -> None:
-    fitted = fit_fully("seasonal_naive", DATA, TASK, {"season": season})
-    folder = root / f"model-{version}"
-    digest = artifact.save(fitted, folder)
-    point_at(root, FolderRef(version, digest, str(folder)), file)
-
-
-def point_at(root: Path, ref: FolderRef, file: str = "champion.json") -> None:
-    draft = root / "draft.json"
-    draft.write_text(json.dumps(ref.__dict__))
-    os.replace(draft, root / file)
-
-
-@dataclass
-class Load:
-    """What constant callers saw: answers by status or error, and by model version in order.
-
-    `callers`: the versions that each of them saw; answers to different ones may cross.
-    """
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    versions: list[str] = field(default_factory=list)
-    callers: list[list[str]] = field(default_factory=list)
-    slowest_s: float = 0.0
-
-
-@asynccontextmanager
-async def callers(url: str, body: dict[str, Any], count: int = 4) -> AsyncIterator[Load]:
-    """`count` callers that repeat one request until the block ends."""
-    load, stop = Load(), asyncio.Event()
-
-    async def repeat(http: httpx.AsyncClient) -> None:
-        mine: list[str] = []
-        load.callers.append(mine)
-        while not stop.is_set():
-            begin = time.monotonic()
-            try:
-                answer = await http.post(f"{url}/v1/forecast", json=body, timeout=60)
-            except httpx.HTTPError as error:
-                load.outcomes[type(error).__name__] += 1
-                continue
-            load.slowest_s = max(load.slowest_s, time.monotonic() - begin)
-            load.outcomes[str(answer.status_code)] += 1
-            if answer.status_code == 200:
-                version = answer.headers["x-flts-model-version"]
-                assert answer.json()["model"]["version"] == version
-                load.versions.append(version)
-                mine.append(version)
-
-    async with httpx.AsyncClient() as http:
-        tasks = [asyncio.create_task(repeat(http)) for _ in range(count)]
-        try:
-            yield load
-        finally:
-            stop.set()
-            await asyncio.gather(*tasks)
-
-
-async def until(load: Load, version: str, more: int = 10, timeout_s: float = 60) -> None:
-    """Wait for `more` answers of this version."""
-    end = time.monotonic() + timeout_s
-    while load.versions[-more:] != [version] * more:
-        assert time.monotonic() < end, (load.outcomes, load.versions[-5:])
-        await asyncio.sleep(0.05)
-
-
-def a_request() -> dict[str, Any]:
-    return request_of(windows_at(DATA, np.array([0, 1]), np.array([250, 260]), 48, 6), LEVELS)
+REPORT_S = 0.5
+LABEL = re.compile(r'(\w+)="([^"]*)"')
+RAYS_LABELS = {
+    "Component", "NodeAddress", "SessionName", "Version", "WorkerId", "name",
+    "otel_scope_name", "otel_scope_schema_url", "otel_scope_version",
+}  # fmt: skip
+NEVER_HERE = {
+    "flts_serve_champion_age_seconds",  # nobody registered these models
+    "flts_serve_degraded_total",  # Ray shows no counter that still stands at zero
+    "flts_serve_log_lost_total",
+    "inference_errors_total",
+}
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +83,7 @@ def ray_cluster() -> Iterator[Path]:
         log_to_driver=False,
         logging_level="warning",
         _temp_dir=folder,
+        _system_config={"metrics_report_interval_ms": int(REPORT_S * 1e3)},
     )
     yield Path(folder)
     serve.shutdown()
@@ -180,6 +105,8 @@ def config(root: Path) -> Config:
         poll_s=0.2,
         max_body_bytes=200_000,
         auth=AuthConfig(required=False),
+        canary=CanaryConfig(shadow=True, min_windows=10),
+        log=ForecastLogConfig(flush_s=2.0),
     )
     return parse_config(
         {
@@ -289,22 +216,6 @@ def test_redeploying_the_only_replica_under_load_fails_no_request(
     assert set(load.outcomes) == {"200"}, load.outcomes
 
 
-def replica_pids() -> set[int]:
-    import ray
-
-    named = ray.util.list_named_actors(all_namespaces=True)
-    replicas = [
-        ray.get_actor(actor["name"], namespace=actor["namespace"])
-        for actor in named
-        if actor["name"].startswith(f"SERVE_REPLICA::demo#{deployment.DEPLOYMENT}")
-    ]
-    found = set()
-    for replica in replicas:
-        with suppress(ray.exceptions.RayActorError):  # just killed
-            found.add(ray.get(replica.__ray_call__.remote(lambda self: os.getpid())))
-    return found
-
-
 def test_a_killed_replica_and_a_new_champion_at_once_fail_no_request(url: str, root: Path) -> None:
     (pid,) = replica_pids()
     version = httpx.get(f"{url}/v1/model").json()["version"]
@@ -329,6 +240,83 @@ def test_replicas_that_are_told_look_at_once(url: str, root: Path) -> None:
         asyncio.run(deployment.nudge("nothing"))
 
 
+def test_a_shadow_that_is_worse_is_dropped_and_nobody_saw_it(url: str, root: Path) -> None:
+    digest = promote(root, "shadow", season=12, file="challenger.json")
+    until_metric("flts_serve_challenger", 1)
+    answers = live(url, range(DATA.n_series), range(200, 230))
+    assert "scaled error" in why_dropped(root, digest)
+    until_metric("flts_serve_challenger", 0)
+    assert {answer["model"]["version"] for answer in answers} == {"7"}
+
+
+def test_a_shadow_that_is_slow_is_dropped(url: str, root: Path) -> None:
+    other = Task(6, TASK.levels[1:4])
+    digest = promote(root, "slow", season=24, file="challenger.json", task=other)
+    until_metric("flts_serve_challenger", 1)
+    live(url, [0], range(150, 250))
+    assert "times as long" in why_dropped(root, digest)
+
+
+def test_prometheus_sees_what_was_answered_and_no_series(url: str) -> None:
+    bad, ok = (f'flts_serve_requests_total{{"{how}","/v1/forecast"}}' for how in ("invalid", "ok"))
+
+    def refused() -> dict[str, float]:
+        """After one more bad request: by then all that was before it has been handed on."""
+        count = metrics().get(bad, 0.0)
+        assert httpx.post(f"{url}/v1/forecast", content=b"{").status_code == 422
+        until_metric(bad, count + 1)
+        time.sleep(REPORT_S)  # numbers of one moment are handed on one after the other
+        return metrics()
+
+    before = refused()
+    for _ in range(6):
+        assert httpx.post(f"{url}/v1/forecast", json=a_request()).status_code == 200
+    after = refused()
+    for name, grown in {
+        ok: 6,
+        bad: 1,
+        'flts_serve_latency_seconds_count{"ok","/v1/forecast"}': 6,
+        'flts_serve_series_total{"champion"}': 12,
+        "inference_requests_total": 7,
+        "inference_latency_seconds_count": 7,
+    }.items():
+        assert after[name] - before[name] == grown, name
+    seconds = 'flts_serve_seconds_total{"ok","/v1/forecast"}'
+    assert 0 < after[seconds] - before[seconds] < 6
+    assert after["flts_serve_champion_version"] == 7
+    assert after["flts_serve_up"] == 1
+    told = {re.sub(r"(_count)?(\{.*)?$", "", name) for name in after}
+    assert {*COUNTERS, *GAUGES, *HISTOGRAMS} - told == NEVER_HERE
+    labels = {text for name in after for text in re.findall(r'"(.*?)"', name)}
+    assert "champion" in labels
+    assert not labels & set(DATA.ids)
+
+
+def metrics() -> dict[str, float]:
+    """What Prometheus scrapes of the one replica: by name and the values of our labels."""
+    import ray
+
+    (node,), (replica,) = ray.nodes(), replicas()
+    asked = replica.__ray_call__.remote(lambda self: ray.get_runtime_context().get_worker_id())
+    worker = f'WorkerId="{ray.get(asked)}"'
+    page = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics")
+    found = {}
+    for line in page.text.splitlines():
+        name, _, rest = line.removeprefix("ray_").partition("{")
+        if worker in rest and name.startswith(("flts_", "inference_")):
+            labels, _, value = rest.rpartition("} ")
+            own = [f'"{text}"' for key, text in LABEL.findall(labels) if key not in RAYS_LABELS]
+            found[f"{name}{{{','.join(own)}}}" if own else name] = float(value)
+    return found
+
+
+def until_metric(name: str, value: float, timeout_s: float = 30) -> None:
+    end = time.monotonic() + timeout_s
+    while metrics().get(name) != value:
+        assert time.monotonic() < end, metrics()
+        time.sleep(0.1)
+
+
 def test_the_state_counts_replicas(url: str) -> None:
     state = deployment.status("demo")
     assert state is not None
@@ -351,6 +339,7 @@ def test_the_declarative_entry_builds_the_application(config: Config, tmp_path: 
     )
     scaling = made._bound_deployment._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas) == (1, 3)
+    assert scaling.policy.policy_kwargs["season_s"] == 86_400
     for args, problem in (({}, "args.config"), ({"config": str(path)}, "args.mlflow_uri")):
         with pytest.raises(ConfigError, match=problem):
             deployment.app_builder(args)
@@ -365,7 +354,7 @@ def test_replicas_follow_the_load_between_their_bounds(
             "target_ongoing_requests": 0.5,
             "upscale_delay_s": 0.0,
             "downscale_delay_s": 0.0,
-            "canary": CanaryConfig(share=0.6),
+            "canary": CanaryConfig(share=0.6, min_windows=10),
         }
     )
     elastic = config.model_copy(update={"serve": limits})
@@ -390,7 +379,7 @@ def test_replicas_follow_the_load_between_their_bounds(
 
 
 def test_a_challenger_answers_its_share_of_the_series(url: str, root: Path) -> None:
-    promote(root, "challenger", season=23, file="challenger.json")
+    promote(root, "challenger", season=13, file="challenger.json")
     names = {belongs_to_challenger(name, 0.6): name for name in DATA.ids}
 
     def version(name: str) -> str:
@@ -406,6 +395,19 @@ def test_a_challenger_answers_its_share_of_the_series(url: str, root: Path) -> N
     assert version(names[False]) != "challenger"
 
 
+def test_a_canary_that_is_worse_is_dropped(url: str, root: Path) -> None:
+    digest = json.loads((root / "challenger.json").read_text())["digest"]
+    versions: Counter[str] = Counter()
+    for origin in range(200, 240):
+        for i in range(DATA.n_series):
+            (answer,) = live(url, [i], [origin])
+            versions[answer["model"]["version"]] += 1
+    assert "scaled error" in why_dropped(root, digest)
+    last = [live(url, [i], [250])[0]["model"]["version"] for i in range(DATA.n_series)]
+    assert set(last) == {"7"}
+    assert 10 <= versions["challenger"] < 2 * 40
+
+
 def test_every_answer_is_in_the_log_after_a_graceful_stop(url: str, root: Path) -> None:
     answers = [httpx.post(f"{url}/v1/forecast", json=a_request()).json() for _ in range(20)]
     deployment.undeploy("demo")
@@ -413,12 +415,12 @@ def test_every_answer_is_in_the_log_after_a_graceful_stop(url: str, root: Path) 
     logged = Counter(log["forecast_id"].to_pylist())
     assert {logged[answer["forecast_id"]] for answer in answers} == {2}  # of two series each
     last = log.filter(pc.equal(log["forecast_id"], answers[-1]["forecast_id"])).to_pylist()
-    given = answers[-1]["forecasts"]
-    assert [row["unique_id"] for row in last] == [one["unique_id"] for one in given]
-    np.testing.assert_allclose(last[0]["mean"], given[0]["mean"], rtol=1e-6)
-    assert "canary" in log["role"].to_pylist()
-
-
-def running() -> int:
-    state = deployment.status("demo")
-    return 0 if state is None else state.replicas.get("RUNNING", 0)
+    wanted = answers[-1]["forecasts"]
+    assert [row["unique_id"] for row in last] == [one["unique_id"] for one in wanted]
+    np.testing.assert_allclose(last[0]["mean"], wanted[0]["mean"], rtol=1e-6)
+    roles = set(zip(log["role"].to_pylist(), log["version"].to_pylist(), strict=True))
+    assert roles >= {("canary", "challenger"), ("shadow", "shadow"), ("shadow", "slow")}
+    shadows = log.filter(pc.equal(log["version"], "shadow"))["forecast_id"].to_pylist()
+    given = log.filter(pc.equal(log["role"], "champion"))["forecast_id"].to_pylist()
+    assert len(shadows) >= 10  # windows that were known to be bad
+    assert set(shadows) <= set(given)

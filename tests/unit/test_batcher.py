@@ -114,22 +114,6 @@ def test_without_a_bound_all_work_runs_in_the_executor() -> None:
     assert with_pool(lambda pool: _where(pool, 1e-4, 2)) == [(False, 4)] * 2
 
 
-def test_a_batch_takes_in_those_who_are_being_read() -> None:
-    run = Doubler()
-
-    async def late(batcher: Batcher[int, int], turns: int) -> int:
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        return await batcher.submit(turns)
-
-    async def work(pool: ThreadPoolExecutor) -> list[int]:
-        batcher = batched(run, pool)
-        return await asyncio.gather(*(late(batcher, turns) for turns in (1, 2, 3, 4)))
-
-    assert with_pool(work) == [2, 4, 6, 8]
-    assert run.batches == [[1, 2, 3, 4]]
-
-
 def test_a_failing_item_does_not_fail_its_neighbours() -> None:
     run = Doubler(threading.Event())
     results = with_pool(lambda pool: _behind_a_gate(pool, run, [2, -3, 4]))
@@ -272,7 +256,7 @@ async def _gathered(pool: ThreadPoolExecutor, run: Doubler, max_wait_s: float) -
 
 
 def test_a_crowd_smaller_than_the_last_is_waited_for() -> None:
-    waited = with_pool(lambda pool: _gathered(pool, Doubler(threading.Event()), 1.0))
+    waited = with_pool(lambda pool: _gathered(pool, Doubler(threading.Event()), 0.2))
     assert waited == [[1, 2, 3], [4, 5]]
 
 

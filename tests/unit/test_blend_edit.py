@@ -10,8 +10,9 @@ import pytest
 from flts_ray.errors import DataError
 from flts_ray.models import artifact
 from flts_ray.models.base import Fitted, Task, fit_fully
-from flts_ray.models.blend import Blend, WeightTable, blend_of
+from flts_ray.models.blend import Blend, Blends, WeightTable, blend_of
 from flts_ray.models.blend_edit import as_blend, with_series_from
+from flts_ray.models.memory import seen_positions
 from flts_ray.prepare.arrays import Windows, origins_in, windows_at
 from tests.synthetic import seasonal_set
 from tests.unit.test_blend import DATA, TASK, blend, member
@@ -56,6 +57,15 @@ def test_a_correction_travels_with_its_series() -> None:
     np.testing.assert_allclose(found.quantiles[at], expected.quantiles[at], rtol=1e-12)
     assert of_series(made, "s0") == of_series(current, "s0")
     assert made.names == ("ar", "seasonal_naive-01@v1", "prophet-01@v1")
+
+
+def test_what_the_bands_of_the_whole_have_seen_stays_seen() -> None:
+    later = replace(DATA, valid_end=np.full(3, 380))
+    named = as_blend(member("ar"), "ar")
+    current = Blends().follow(named, later)
+    made = with_series_from(current, as_blend(member("seasonal_naive"), "sn"), "s1", "@v1")
+    np.testing.assert_array_equal(seen_positions(named, DATA), [320] * 3)
+    np.testing.assert_array_equal(seen_positions(made, DATA), [380] * 3)
 
 
 def test_what_both_hold_is_stored_once_and_what_nobody_uses_is_dropped(tmp_path: object) -> None:

@@ -59,7 +59,7 @@ def test_members_are_updated_and_weights_stay() -> None:
     known = newer().take([0, 1, 2])
     mixed = blend([[0.5, 0.3, 0.2], [0.9, 0.1, 0.0]], [0, 1, 0])
     found = update(mixed, known)
-    for name in ("weights", "mean_weights", "row_of_series", "shifts"):
+    for name in ("weights", "mean_weights", "row_of_series"):
         np.testing.assert_array_equal(getattr(found.table, name), getattr(mixed.table, name))
     windows = windows_of(found, known)
     expected = np.zeros((len(windows), 6))

@@ -382,3 +382,31 @@ def test_unreadable_bulk_bytes_are_never_a_server_error() -> None:
         return seen
 
     assert call(work, plain(), LIMITS) <= {200, 422}
+
+
+def test_errors_of_a_part_of_many_batches_belong_to_their_series() -> None:
+    bad = ("x0", "x4", "x5", "x11", "x19")
+    columns = lists(20)
+    columns["y"][7] = [1.0]
+    rows = arrow_rows(send(arrow_body(columns), ARROW, plain(refused=bad)))
+    assert [row["unique_id"] for row in rows] == columns["unique_id"]
+    failed = [row["unique_id"] for row in rows if row["status"] == "error"]
+    assert sorted(failed) == sorted([*bad, "x7"])
+    for i, row in enumerate(rows):
+        if row["status"] == "ok":
+            assert row["mean"] == [100.0 * i + 29.0] * HORIZON
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_long_lists_of_any_column_are_not_read(count: int) -> None:
+    huge = pa.array([[True] * 101] * count, pa.list_(pa.bool_()))
+    rows = arrow_rows(send(arrow_body(lists(count, observed=huge)), ARROW))
+    assert {row["error_field"] for row in rows} >= {"series[0].observed"}
+    assert all("100 at most" in row["error_message"] for row in rows)
+
+
+def test_columns_that_cannot_be_read_are_refused_before_an_answer_begins() -> None:
+    start = pa.array([START_US] * 19 + [None], pa.timestamp("us", "UTC"))
+    answer = send(arrow_body(lists(20, start=start)), ARROW)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == "start"

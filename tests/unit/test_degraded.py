@@ -5,15 +5,18 @@ import time
 from typing import Any
 
 import httpx
+import msgpack  # type: ignore[import-untyped]
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from flts_ray.config_serve import ServeConfig
 from flts_ray.errors import Expired, Overloaded, Unavailable
 from flts_ray.models.base import Forecast, Task
 from flts_ray.prepare.arrays import Windows
-from flts_ray.serve.degraded import MOST_AT_ONCE, LastForecasts, reason_of, seasonal_naive
+from flts_ray.serve.degraded import MOST_AT_ONCE, Degraded, LastForecasts, reason_of, seasonal_naive
 from flts_ray.serve.engine import ServedModel
+from flts_ray.serve.observe import Made
 from tests.calling import call
 from tests.served import (
     HORIZON,
@@ -172,11 +175,15 @@ def test_a_caller_who_would_wait_too_long_in_the_queue_is_told_at_once() -> None
             await http.post("/v1/forecast", json=history(60), headers=headers)
             for headers in ({}, ALLOWED)
         ]
-        bulk = await http.post("/v1/forecast:batch", json={"series": [history(60)]})
+        many = {"series": [history(60)]}
+        refused += [
+            await http.post("/v1/forecast:batch", json=many, headers=headers)
+            for headers in ({}, ALLOWED)
+        ]
         gate.set()
-        return [*refused, bulk], list(await asyncio.gather(*tasks))
+        return refused, list(await asyncio.gather(*tasks))
 
-    (refused, plain, bulk), answered = call(work, model, limits)
+    (refused, plain, bulk, plain_bulk), answered = call(work, model, limits)
     assert [one.status_code for one in answered] == [200, 200]
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
@@ -185,6 +192,94 @@ def test_a_caller_who_would_wait_too_long_in_the_queue_is_told_at_once() -> None
     assert plain.status_code == 200
     assert plain.json()["degraded_reason"] == "overloaded"
     assert plain.json()["forecasts"][0]["mean"] == [36.0 + i for i in range(HORIZON)]
+    assert plain_bulk.status_code == 200
+    marks = {"status": "ok", **Degraded("overloaded", "seasonal_naive").marks()}
+    assert plain_bulk.json()["forecasts"] == [{**plain.json()["forecasts"][0], **marks}]
+
+
+class Told:
+    """Forecasts by whether the model made them."""
+
+    def __init__(self) -> None:
+        self.ids: dict[bool, list[str]] = {True: [], False: []}
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """Forecasts alone count here."""
+
+    def forecast(self, made: Made) -> None:
+        assert made.windows.ids == made.forecast.ids
+        self.ids[made.degraded] += made.forecast.ids
+
+
+def late_bulk(accept: str) -> tuple[httpx.Response, Told]:
+    """Of five series in parts of two: the third cannot be read, after the first part it is late."""
+    told = Told()
+
+    class Late(Transparent):
+        def forecast(self, windows: Windows) -> Forecast:
+            if "a" not in windows.ids:
+                raise Expired("too late")
+            return super().forecast(windows)
+
+    made = transparent(plain_contract())
+    series: list[dict[str, Any]] = [{**history(60), "unique_id": name} for name in "abcde"]
+    series[2] = {"unique_id": "c", "y": ["x"]}
+    headers = {"accept": accept, **ALLOWED}
+
+    async def work(http: httpx.AsyncClient) -> httpx.Response:
+        return await http.post("/v1/forecast:batch", json={"series": series}, headers=headers)
+
+    model = served(Late(made.spec, made.stats))
+    return call(work, model, ServeConfig(max_batch=2), observer=told), told
+
+
+MARKS = [None, None, None, "expired", "expired"]
+
+
+def test_late_series_of_many_are_marked_one_by_one() -> None:
+    answer, told = late_bulk("application/json")
+    entries = answer.json()["forecasts"]
+    assert [one["status"] for one in entries] == ["ok", "ok", "error", "ok", "ok"]
+    assert [one.get("degraded_reason") for one in entries] == MARKS
+    assert entries[0]["mean"][0] == 59.0  # the model's last value, and the last season's
+    assert entries[4]["mean"] == [36.0 + i for i in range(HORIZON)]
+    assert answer.json()["failed"] == 1
+    assert told.ids == {False: ["a", "b"], True: ["d", "e"]}
+
+
+def test_late_series_are_marked_in_msgpack_and_arrow() -> None:
+    answer, _ = late_bulk("application/msgpack")
+    unpacker = msgpack.Unpacker(raw=False)
+    unpacker.feed(answer.content)
+    found: dict[str, str | None] = {}
+    for part in list(unpacker)[1:-1]:
+        marked = {one["position"]: one["degraded_reason"] for one in part.get("degraded", [])}
+        found |= {name: marked.get(i) for i, name in enumerate(part["unique_id"])}
+    assert list(found.values()) == MARKS
+    answer, _ = late_bulk("application/vnd.apache.arrow.stream")
+    rows = pa.ipc.open_stream(answer.content).read_all()
+    assert rows["degraded_reason"].to_pylist() == MARKS
+    assert set(rows["degraded_method"].to_pylist()) == {None, "seasonal_naive"}
+    assert rows["status"].to_pylist() == ["ok", "ok", "error", "ok", "ok"]
+
+
+def test_only_callers_who_allow_it_get_two_more_columns() -> None:
+    model = served(transparent(plain_contract()))
+    arrow = {"accept": "application/vnd.apache.arrow.stream"}
+    body = {"series": [history(60)]}
+    answer = call(lambda http: http.post("/v1/forecast:batch", json=body, headers=arrow), model)
+    assert "degraded_reason" not in pa.ipc.open_stream(answer.content).schema.names
+
+
+def test_without_a_champion_nothing_stands_in() -> None:
+    async def work(http: httpx.AsyncClient) -> list[int]:
+        bulk = ("/v1/forecast:batch", {"series": [history(60)]})
+        return [
+            (await http.post(path, json=body, headers=ALLOWED)).status_code
+            for path, body in [*BODIES, bulk]
+        ]
+
+    assert call(work) == [503] * 4
 
 
 def test_the_last_forecast_stands_in_where_prepared_data_are_away() -> None:

@@ -99,7 +99,7 @@ def test_a_request_keeps_the_engine_it_started_with() -> None:
 def test_an_engine_counts_its_work_and_drops_what_is_late() -> None:
     data = known_set()
 
-    async def work() -> ModelSlot:
+    async def work() -> None:
         slot = ModelSlot("demo", ServeConfig())
         slot.install(served(transparent(data.contract, data.ids)))
         engine = slot.engine_for("s0")
@@ -108,10 +108,8 @@ def test_an_engine_counts_its_work_and_drops_what_is_late() -> None:
             await engine.forecast(windows([0]), time.monotonic() - 1)
         assert (engine.queued, engine.batches, engine.batch_series) == (0, 1, 2)
         slot.close()
-        return slot
 
-    slot = asyncio.run(work())
-    assert slot.load.requests == 2
+    asyncio.run(work())
 
 
 def test_a_full_engine_refuses_with_a_time_to_wait() -> None:

@@ -18,12 +18,13 @@ from flts_ray.evaluate.finalists import (
     judge_all,
 )
 from flts_ray.models import artifact
-from flts_ray.models.base import ModelSpec, fit_fully
+from flts_ray.models.base import ModelSpec, Task, fit_fully
 from flts_ray.prepare.arrays import SeriesArrays
 from tests.served import HORIZON, TASK, Transparent, transparent
 from tests.synthetic import seasonal_set
 
 NOWHERE = Path("nowhere")
+BANDED = Task(HORIZON, (0.025, 0.1, 0.5, 0.9, 0.975))
 
 
 @pytest.fixture
@@ -70,6 +71,19 @@ def test_windows_that_a_finalist_has_seen_judge_nobody(data: SeriesArrays) -> No
     seen = Finalist("all", fit_fully("seasonal_naive", whole, TASK), NOWHERE)
     with pytest.raises(DataError, match="all has seen every window of the test span"):
         common_origins(data, [seen, *both], JudgeConfig())
+
+
+def test_bands_are_shown_as_fitted_and_kept_up_to_date(data: SeriesArrays) -> None:
+    one = Finalist("naive", fit_fully("seasonal_naive", data, BANDED), NOWHERE)
+    origins = common_origins(data, [one], JudgeConfig())
+    (daily,) = judge_all([one], data, origins, JudgeConfig(), 0)
+    (hourly,) = judge_all([one], data, origins, JudgeConfig(update_every=1), 0)
+    (never,) = judge_all([one], data, origins, JudgeConfig(update_every=0), 0)
+    assert daily.kept is not None and hourly.kept is not None and never.kept is None
+    np.testing.assert_array_equal(daily.scored.values, never.scored.values)
+    assert (daily.kept.quantiles != hourly.kept.quantiles).any()
+    assert daily.board.bands["kept"].to_pylist() == [False, False, True, True]
+    assert never.board.bands["kept"].to_pylist() == [False, False]
 
 
 def test_too_long_a_history_says_what_to_shorten(data: SeriesArrays) -> None:

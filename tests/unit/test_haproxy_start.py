@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
 from flts_ray.local.haproxy_start import (
+    FRONTEND,
     admin_socket,
     combined,
     confined,
@@ -14,6 +16,7 @@ from flts_ray.local.haproxy_start import (
     takeover,
     with_descriptors,
 )
+from flts_ray.serve.asgi import ALWAYS
 
 RENDERED = """global
     log 127.0.0.1:514 local0 info
@@ -85,6 +88,13 @@ def test_replicas_are_told_when_a_request_came() -> None:
     text = confined(rendered(), "/run/node", "127.0.0.1", None)
     frontend = text[text.index("frontend http_frontend") : text.index("backend http-demo")]
     assert "\n    http-request set-header x-flts-started-us %[date(0,us)]\n" in frontend
+
+
+def test_every_answer_has_the_headers_that_replicas_leave_out() -> None:
+    for name, value in ALWAYS:
+        line = f"http-after-response set-header {name.decode()} "
+        (found,) = [one for one in FRONTEND if one.startswith(line)]
+        assert shlex.split(found)[3] == value.decode()
 
 
 def test_tls_is_added_to_the_http_listener_alone() -> None:

@@ -42,7 +42,7 @@ def test_a_series_nobody_has_seen_was_seen_never() -> None:
 
 
 def test_windows_of_the_validation_span_stand_behind_the_first_bands() -> None:
-    assert Memory.of(DATA, TASK).scores.base == 3 * (120 - 6 + 1)
+    assert Memory.of(DATA, TASK).base == 3 * (120 - 6 + 1)
 
 
 def test_a_memory_comes_back_from_its_arrays() -> None:

@@ -3,15 +3,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import httpx
 import numpy as np
 import orjson
 import pytest
 
+from flts_ray.config_serve import CanaryConfig, ServeConfig
 from flts_ray.errors import DataError
+from flts_ray.serve.challenge import belongs_to_challenger
 from flts_ray.serve.engine import ServedModel
 from flts_ray.serve.older import older_answer, older_question
 from flts_ray.serve.predictor import Question
 from flts_ray.serve.schemas import PredictRequest, parse_body
+from tests.calling import call
 from tests.served import HORIZON, plain_contract, served, stamps, transparent
 
 WIDE = plain_contract(targets=("down", "up"))
@@ -101,3 +105,29 @@ def test_a_missing_covariate_is_named() -> None:
     with pytest.raises(DataError) as caught:
         ask(served(transparent(contract)), **table())
     assert caught.value.field == "data.wind"
+
+
+@pytest.mark.parametrize("shift", [1.0, float("nan")])
+def test_a_table_is_answered_by_whoever_its_first_target_belongs_to(shift: float) -> None:
+    named = [f"n{i}" for i in range(99)]
+    mine = next(name for name in named if belongs_to_challenger(f"cell/{name}", 0.5))
+    other = next(name for name in named if not belongs_to_challenger(f"cell/{name}", 0.5))
+    contract, known = plain_contract(targets=(mine, other)), (f"cell/{mine}", f"cell/{other}")
+    champion = served(transparent(contract, known), "1")
+    challenger = served(transparent(contract, known, shift=shift), "2")
+    values = [float(i) for i in range(30)]
+
+    async def work(http: httpx.AsyncClient) -> list[tuple[str, float, float]]:
+        seen = []
+        for columns in ((mine, other), (other, mine)):
+            data = {"t": stamps(30), **dict.fromkeys(columns, values)}
+            answer = await http.post("/predict", json={"index_col": "t", "data": data})
+            row = answer.json()["predictions"][0]
+            seen.append((answer.headers["x-flts-model-version"], row[mine], row[other]))
+        return seen
+
+    limits = ServeConfig(canary=CanaryConfig(share=0.5))
+    first, second = call(work, champion, limits, challenger=challenger)
+    # What the challenger cannot answer, the champion does.
+    assert first == (("2", 30.0, 30.0) if shift == 1.0 else ("1", 29.0, 29.0))
+    assert second == ("1", 29.0, 29.0)

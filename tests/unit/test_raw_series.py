@@ -108,6 +108,45 @@ def test_series_of_one_length_are_one_block() -> None:
     assert isinstance(series.part(0, 3).asked, list)
 
 
+def assert_same_parts(one: RawSeries, other: RawSeries) -> None:
+    assert one.ids == other.ids
+    for i in range(one.count):
+        have, want = one.part(i, i + 1).asked, other.part(i, i + 1).asked
+        assert isinstance(have, Block)
+        assert isinstance(want, Block)
+        for name in ("y", "ds_us"):
+            np.testing.assert_array_equal(getattr(have, name), getattr(want, name))
+        for role in ("known_future", "past", "static"):
+            columns, expected = getattr(have, role), getattr(want, role)
+            for column in expected:
+                np.testing.assert_array_equal(columns[column], expected[column])
+
+
+@pytest.mark.parametrize("names", ["abc", "cab", "aba", "a"])
+@pytest.mark.parametrize("doubled", [False, True])
+def test_the_order_of_rows_in_a_file_changes_nothing(names: str, doubled: bool) -> None:
+    tables = [
+        rows_of(60, name, begin=70 * i, y=list(np.sin(np.arange(60.0) + i)))
+        for i, name in enumerate(names)
+    ]
+    if doubled:  # the later of two rows of one stamp counts
+        tables.append(rows_of(5, names[0], begin=10, y=[9.0] * 5))
+    table = pa.concat_tables(tables)
+    table = table.set_column(table.schema.get_field_index("order"), "order",
+                             pa.array(np.arange(len(table))))  # fmt: skip
+    shuffled = table.take(np.random.default_rng(1).permutation(len(table)))
+    assert_same_parts(RawSeries(table, ABOUT), RawSeries(shuffled, ABOUT))
+
+
+def test_histories_of_one_distance_are_not_copied_and_cannot_be_written() -> None:
+    table = pa.concat_tables([rows_of(80, name) for name in "abc"])
+    block = RawSeries(table, ABOUT).part(0, 3).asked
+    assert isinstance(block, Block)
+    assert not block.y.flags.owndata
+    assert not block.y.flags.writeable
+    np.testing.assert_array_equal(block.y[:, -1], [79.0] * 3)
+
+
 def test_a_series_without_any_value_is_refused_alone() -> None:
     empty = rows_of(3, "b", y=[np.nan] * 3)
     series = RawSeries(pa.concat_tables([rows_of(30, "a"), empty, rows_of(30, "c")]), ABOUT)

@@ -1,89 +1,115 @@
-"""Bands that follow what a model has missed of late."""
+"""Windows that new rows complete, each scored once."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from flts_ray.models.base import Task
 from flts_ray.models.calibrate import ResidualQuantiles
-from flts_ray.models.recent_scores import RecentScores, most_windows, moved, score_windows
-from flts_ray.prepare.arrays import Windows
+from flts_ray.models.recent_scores import most_windows, moved, score_windows
+from flts_ray.models.track import Served
+from flts_ray.prepare.arrays import SeriesArrays, Windows
 from tests.synthetic import seasonal_set
 
-LEVELS = (0.1, 0.5, 0.9)
+TASK = Task(6, (0.1, 0.5, 0.9))
+LOOKBACK = 24
+DATA = seasonal_set(length=600)
 
 
-def test_no_score_moves_no_band() -> None:
-    none = RecentScores.none(100.0, 4, 3)
-    assert none.share == 0 and not none.shift.any()
-    assert none.added(np.zeros((0, 4, 3)), 0, LEVELS) is none
+def nothing(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+    """Forecasts of zero, in bands of two units."""
+    return np.zeros((len(windows), 6, 3)), np.full(len(windows), 2.0)
 
 
-def test_bands_move_by_the_share_of_the_new_windows() -> None:
-    scores = np.full((300, 4, 3), 2.0)
-    grown = RecentScores.none(100.0, 4, 3).added(scores, 300, LEVELS)
-    assert grown.share == 0.75
-    np.testing.assert_allclose(grown.shift, 1.5)
+def fresh(since: int, until: int, data: SeriesArrays = DATA) -> SeriesArrays:
+    """Rows from `since` to `until` are new, the ones after them do not exist."""
+    lengths = np.full(data.n_series, until)
+    rows = np.concatenate([np.arange(until) + start for start in data.offsets[:-1]])
+    return replace(
+        data,
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        y=data.y[rows],
+        observed=data.observed[rows],
+        future=data.future[rows],
+        past=data.past[rows],
+        train_end=np.full(data.n_series, since),
+        valid_end=lengths,
+    )
 
 
-def test_scores_are_kept_against_the_bands_of_the_fit() -> None:
-    first = RecentScores.none(300.0, 4, 3).added(np.full((300, 4, 3), 2.0), 300, LEVELS)
-    # The bands moved by 1; who still misses by 1 would have missed by 2.
-    second = first.added(np.full((600, 4, 3), 1.0), 600, LEVELS)
-    np.testing.assert_allclose(second.kept, 2.0)
-    np.testing.assert_allclose(second.shift, 2.0 * 0.75)
+def scored(since: int, until: int, known: int = 3) -> Served:
+    return score_windows(fresh(since, until), np.zeros(3, np.int64), known, TASK, LOOKBACK, nothing)
 
 
-def test_the_correction_is_the_order_statistic_of_each_level() -> None:
-    rng = np.random.default_rng(0)
-    drawn = rng.standard_normal((1000, 2, 1)).repeat(3, axis=2)
-    found = RecentScores.none(0.0, 2, 3).added(drawn, 1000, LEVELS).shift
-    expected = np.quantile(drawn[..., 0], LEVELS, axis=0).T
-    np.testing.assert_allclose(found, expected, atol=0.1)
+def test_scores_are_distances_in_units_of_the_band() -> None:
+    found = scored(400, 401)
+    assert len(found) == 3
+    expected = np.stack([DATA.y[DATA.rows(i)][395:401] for i in range(3)]) / 2
+    np.testing.assert_allclose(found.scores, np.repeat(expected[..., None], 3, axis=2))
 
 
-def test_what_is_kept_is_bounded_and_covers_all_ages() -> None:
-    most = most_windows(1, 3)
-    old, new = np.zeros((most, 1, 3)), np.ones((most, 1, 3))
-    grown = RecentScores.none(1.0, 1, 3).added(old, most, LEVELS)
-    grown = grown.added(new - grown.shift, most, LEVELS)
-    assert len(grown.kept) == most and grown.kept.dtype == np.float32
-    assert grown.count == 2 * most
-    assert grown.kept.mean() == pytest.approx(0.5, abs=0.01)
-    assert (np.diff(grown.kept[:, 0, 0]) >= 0).all()
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6))
+def test_however_rows_come_every_window_is_scored_once(lengths: list[int]) -> None:
+    ends = 400 + np.cumsum([0, *lengths])
+    parts = [scored(int(a), int(b)).scores for a, b in pairwise(ends)]
+    whole = scored(400, int(ends[-1])).scores
+    assert len(whole) == 3 * sum(lengths)
+    together = np.concatenate(parts)
+    assert sorted(together[:, 0, 0]) == sorted(whole[:, 0, 0])
 
 
-def test_what_was_not_observed_does_not_count() -> None:
-    scores = np.full((300, 4, 3), 2.0)
-    scores[::2] = np.nan
-    np.testing.assert_allclose(RecentScores.none(300.0, 4, 3).added(scores, 300, LEVELS).shift, 1)
+def test_slots_are_a_horizon_long_and_oldest_first() -> None:
+    found = scored(400, 418)
+    assert found.step == 1.0
+    np.testing.assert_array_equal(np.bincount(found.slot), [18, 18, 18])
+    first = found.scores[(found.slot == 0) & (found.series == 0)]
+    np.testing.assert_allclose(first[0, :, 0], DATA.y[395:401] / 2)
+    assert scored(400, 420).step == pytest.approx(20 / 24)
+    assert scored(400, 402).step == pytest.approx(1 / 3)
 
 
-def test_stored_scores_come_back() -> None:
-    grown = RecentScores.none(7.0, 4, 3).added(np.ones((5, 4, 3)), 9, LEVELS)
-    found = RecentScores.from_arrays(grown.arrays())
-    assert (found.base, found.count) == (7.0, 9.0)
-    np.testing.assert_array_equal(found.kept, grown.kept)
-    np.testing.assert_array_equal(found.shift, grown.shift)
+def test_a_series_that_was_not_known_says_nothing() -> None:
+    found = scored(400, 418, known=2)
+    assert set(found.series) == {0, 1}
 
 
-def test_scores_of_another_shape_are_refused() -> None:
-    arrays = RecentScores.none(7.0, 4, 3).arrays()
-    with pytest.raises(ValueError, match="do not fit"):
-        RecentScores.from_arrays({**arrays, "shift": np.zeros((2, 3))})
+def test_it_is_told_how_many_series_have_news() -> None:
+    data = fresh(400, 418)
+    data.train_end[2] = 418
+    found = score_windows(data, np.zeros(3, np.int64), 3, TASK, LOOKBACK, nothing)
+    assert found.share == pytest.approx(2 / 3)
+    assert scored(400, 418).share == 1.0
 
 
-def test_scores_are_distances_in_units_of_the_scale() -> None:
-    data, seen = seasonal_set(), []
+def test_of_a_long_horizon_some_windows_at_all_phases_are_enough() -> None:
+    task = Task(48, (0.1, 0.5, 0.9))
 
     def ask(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-        seen.append(len(windows))
-        return np.zeros((len(windows), 6, 3)), np.full(len(windows), 2.0)
+        return np.zeros((len(windows), 48, 3)), np.ones(len(windows))
 
-    scores, count = score_windows(data, 24, 6, 3, ask)
-    assert count == sum(seen) == len(scores) == 3 * (120 - 6 + 1)
-    expected = data.y[360:366] / 2
-    np.testing.assert_allclose(scores[0], np.repeat(expected[:, None], 3, axis=1))
+    found = score_windows(fresh(300, 600), np.zeros(3, np.int64), 3, task, LOOKBACK, ask)
+    # The next number after 48 / 8 that shares no factor with the season of 24 is 7.
+    assert 300 // 7 <= len(found) / 3 <= 300 // 7 + 1
+
+
+def test_what_was_not_observed_has_no_score() -> None:
+    data = fresh(400, 406)
+    data.observed[402] = False
+    found = score_windows(data, np.zeros(3, np.int64), 3, TASK, LOOKBACK, nothing)
+    assert np.isnan(found.scores[found.series == 0]).any()
+    assert np.isfinite(found.scores[found.series == 1]).all()
+
+
+def test_one_update_scores_a_bounded_number_of_windows() -> None:
+    assert most_windows(96, 13) * 96 * 13 <= 2**22
+    assert most_windows(10_000, 1000) == 64
 
 
 def test_moved_bands_stay_in_order() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -110,6 +112,20 @@ def select_shift(bench: Bench) -> np.ndarray:
     found = select(bench, "scaled_pinball", 2, NO_OVERLAP, per_series=False)
     assert found is not None
     return found.shift
+
+
+def test_windows_that_overlap_correct_bands_as_few_do() -> None:
+    bench = noisy_bench(np.array([[1.0]]).repeat(2, axis=0), n=60)
+    for one in bench.backtests:
+        centre = one.mean[..., None]
+        one.quantiles[:] = centre + 0.2 * (one.quantiles - centre)
+    apart = [
+        replace(one, origins=replace(one.origins, positions=4 * one.origins.positions))
+        for one in bench.backtests
+    ]
+    overlapping, free = select_shift(bench), select_shift(replace(bench, backtests=tuple(apart)))
+    assert (overlapping[:, -1] >= free[:, -1]).all()
+    assert (overlapping[:, -1] > free[:, -1]).any()
 
 
 def test_too_short_a_time_gives_nothing() -> None:

@@ -55,6 +55,7 @@ def test_count_and_sum_are_exact(answers: list[tuple[str, int, float]]) -> None:
     assert found["flts_serve_requests_total"] == len(answers)
     assert times["flts_serve_latency_seconds"] == len(answers)
     assert found["flts_serve_latency_seconds"] == pytest.approx(sum(spent))
+    assert found["flts_serve_seconds_total"] == pytest.approx(sum(spent))
     assert found["inference_requests_total"] == len(asked)
     assert found["inference_latency_seconds"] == pytest.approx(sum(one for _, one in asked))
     assert found["inference_errors_total"] == sum(status == 500 for status, _ in asked)

@@ -57,6 +57,7 @@ def test_the_code_tells_what_the_gate_said(
     assert capsys.readouterr().out == "because\n"
     monkeypatch.setattr("flts_ray.report.candidates_table", lambda *_: Table())
     monkeypatch.setattr("flts_ray.report_calibration.calibration_table", lambda *_: Table())
+    monkeypatch.setattr("flts_ray.report_bands.bands_table", lambda *_: Table())
     shown = CliRunner().invoke(cli.app, ["train", "-c", config, "--force"])
     assert (shown.exit_code, shown.stdout.split()) == (code, ["because"])
     assert seen == [{"resume": True, "force": False}, {"resume": False, "force": True}]

@@ -71,6 +71,9 @@ class Scripted:
     def update(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> Fitted:
         return fitted
 
+    def follow(self, fitted: Fitted, data: SeriesArrays) -> Fitted:
+        return fitted
+
     def refit(self, fitted: Fitted, data: SeriesArrays, compute: Compute) -> Fitted:
         return fitted
 

@@ -165,6 +165,21 @@ def test_what_was_judged_is_promoted_and_has_not_seen_the_test_span(place: Place
     np.testing.assert_array_equal(promoted.state()[1]["values"], own.state()[1]["values"])
 
 
+def test_an_update_of_the_bands_leaves_the_maps_as_they_were(place: Place) -> None:
+    gate = CONFIG.gate.model_copy(update={"update_learns": "bands", "update_margin": 0.5})
+    place.config = CONFIG.model_copy(update={"gate": gate})
+    report = place.update()
+    assert report.version is not None
+    promoted = load_version(place.services, report.version).fitted
+    data = until(900, 1000, 1400)
+    np.testing.assert_array_equal(seen_positions(promoted, data), [1000, 1000])
+    mine, before = promoted.state()[1], fitted().state()[1]
+    np.testing.assert_array_equal(mine["values"], before["values"])
+    own = forecaster("ar").follow(fitted(), data).state()[1]
+    np.testing.assert_array_equal(mine["band_pooled"], own["band_pooled"])
+    assert (mine["band_pooled"] != before["band_pooled"]).any()
+
+
 def test_updating_again_finds_nothing_new(place: Place) -> None:
     place.update()
     history = place.registry.history()

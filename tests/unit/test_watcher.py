@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from flts_ray.config_serve import CanaryConfig
 from flts_ray.prepare.arrays import Windows
@@ -77,6 +78,17 @@ def test_a_shadow_forecasts_what_the_champion_did_and_is_recorded(
     # The truth rises by 2 a step and both say the last value: errors 2 and 1.5 over a scale of 4.
     assert error == {"champion": 0.5, "challenger": 0.375}
     assert watch.dropped == []
+
+
+def test_a_shadow_that_looks_further_back_is_told_of_once(made_watches: list[Watch]) -> None:
+    longer = served(transparent(plain_contract(), lookback=11), "2")
+    watch = Watch(RULES, longer)
+    made_watches.append(watch)
+    with capture_logs() as logs:
+        watch.hour_after_hour(3)
+    assert [one["event"] for one in logs] == ["shadow_cannot_run"]
+    assert "looks back 11 steps and the champion 10" in logs[0]["problem"]
+    assert watch.record.made == [] and watch.dropped == []
 
 
 def test_a_worse_shadow_is_dropped_once(made_watches: list[Watch]) -> None:
