@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flts_ray.config import load_config
-from flts_ray.evaluate.backtest import Backtest, Origins
+from flts_ray.evaluate.backtest import Origins
 from flts_ray.evaluate.finalists import Judged, best_on_validation, common_origins, judge_one
 from flts_ray.jobs.session import ray_cluster
 from flts_ray.narrate import ConsoleNarrator
@@ -33,6 +34,8 @@ from flts_ray.tune.outcome import study_id
 from flts_ray.tune.study import run_study
 
 AR_LAGS = 10
+SHOWN = ((False, 0.8), (False, 0.95), (True, 0.8), (True, 0.95))
+"""Bands: kept up to date or as they were fitted, and what they promise."""
 CONFIGS = ("configs/demo.yaml", "configs/lte.yaml", "configs/etth1.yaml")
 FROM_A_FILE = (
     "root=.flts/demo", "data.snapshot=null", "data.path=.flts/demo/input/elecdemand.csv",
@@ -91,13 +94,6 @@ def figures(
     return rows
 
 
-def coverage(result: Backtest, low: float, high: float) -> float:
-    """Share of observed values within a band."""
-    seen = np.isfinite(result.actual)
-    inside = (result.actual >= result.quantile(low)) & (result.actual <= result.quantile(high))
-    return float(inside[seen].mean())
-
-
 def run(path: str, overrides: Sequence[str], narrator: Narrator) -> dict[str, Any]:
     """Tune (or reuse the finished study), judge on every window, add the references."""
     config = load_config(path, overrides)
@@ -136,8 +132,7 @@ def _entry(one: Judged, data: SeriesArrays, origins: Origins) -> dict[str, Any]:
         "model": one.finalist.name,
         "valid_score": one.finalist.valid_score,
         "overall": one.board.overall,
-        "coverage_80": coverage(result, 0.1, 0.9),
-        "coverage_95": coverage(result, 0.025, 0.975),
+        "bands": one.board.bands.to_pylist(),
         "figures": figures(data, origins, result.mean, result.median),
     }
 
@@ -146,7 +141,8 @@ def show(console: Console, report: dict[str, Any]) -> None:
     """Two tables: overall in the input's units, and scaled figures per series and step."""
     units = f", {report['units']}" if report["units"] else ""
     table = Table(title=f"{report['config']}: {report['windows']:,} test windows{units}")
-    heads = ["model", "validation", "scaled pinball", "RMSE", "MAE", "MASE", "in 80 %", "in 95 %"]
+    heads = ["model", "validation", "scaled pinball", "RMSE", "MAE", "MASE"]
+    heads += [f"in {nominal:.0%}{' kept' if kept else ''}" for kept, nominal in SHOWN]
     for head in heads:
         table.add_column(head, justify="left" if head == "model" else "right")
     for entry in report["models"]:
@@ -154,7 +150,8 @@ def show(console: Console, report: dict[str, Any]) -> None:
             continue
         o = entry["overall"]
         numbers = [entry["valid_score"], o["scaled_pinball"], o["rmse"], o["mae"], o["mase"]]
-        shares = [entry["coverage_80"], entry["coverage_95"]]
+        held = {(row["kept"], row["nominal"]): row["share"] for row in entry["bands"]}
+        shares = [held.get(which, math.nan) for which in SHOWN]
         chosen = "bold green" if entry["model"] == report["candidate"] else None
         cells = [f"{n:.4g}" for n in numbers] + [f"{100 * s:.1f}" for s in shares]
         table.add_row(entry["model"], *cells, style=chosen)

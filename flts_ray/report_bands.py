@@ -50,11 +50,11 @@ def bands_table(boards: Sequence[Scoreboard]) -> Table:
 def share_cell(band: BandCoverage | None) -> Text:
     """A share, how sure it is, and what that says of the promise."""
     if band is None or math.isnan(band.share):
-        return Text("-  ")
+        return Text("-")
     half = (band.upper - band.lower) / 2
     sure = "" if math.isnan(half) else f" ±{100 * half:.1f}"
-    mark, style = MARKS.get(band.verdict, (" ", ""))
-    return Text(f"{100 * band.share:.1f}{sure} {mark}", style=style)
+    mark, style = MARKS.get(band.verdict, ("", ""))
+    return Text(f"{mark} {100 * band.share:.1f}{sure}".lstrip(), style=style)
 
 
 def _distance(band: BandCoverage | None) -> tuple[bool, float]:

@@ -134,9 +134,12 @@ def test_bands_that_follow_come_nearer_to_what_they_promise(kind: str) -> None:
     step=st.integers(640, 799),
     every=st.integers(1, 60),
     value=st.sampled_from([0.0, 1e12, -3.0]),
+    kind=st.sampled_from(["seasonal_naive", "ar", "blend"]),
 )
-def test_nothing_after_an_origin_touches_its_forecast(step: int, every: int, value: float) -> None:
-    data, fitted = louder(), model("seasonal_naive")
+def test_nothing_after_an_origin_touches_its_forecast(
+    step: int, every: int, value: float, kind: str
+) -> None:
+    data, fitted = louder(), model(kind)
     y, observed = data.y.copy(), data.observed.copy()
     for i in range(data.n_series):
         later = slice(data.rows(i).start + step, data.rows(i).stop)
@@ -144,7 +147,8 @@ def test_nothing_after_an_origin_touches_its_forecast(step: int, every: int, val
     poisoned = rolled(fitted, replace(data, y=y, observed=observed), every)
     clean = rolled(fitted, data, every)
     before = clean.origins.positions <= step
-    np.testing.assert_array_equal(poisoned.quantiles[before], clean.quantiles[before])
+    # In a batch of other windows a product of matrices may round otherwise in the last bit.
+    np.testing.assert_allclose(poisoned.quantiles[before], clean.quantiles[before], rtol=1e-9)
 
 
 def test_a_series_learns_nothing_from_the_future_of_another() -> None:
