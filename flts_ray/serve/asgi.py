@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import aclosing, suppress
 from secrets import token_hex
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from msgspec import Struct
@@ -26,6 +26,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
+_Made = TypeVar("_Made")
 
 JSON = b"application/json"
 MSGPACK = b"application/msgpack"
@@ -49,7 +50,7 @@ _ID = re.compile(rb"[\w.:\-]{1,128}", re.ASCII)
 
 
 class Gone(Exception):
-    """The caller closed the connection before its body was read."""
+    """The caller closed the connection before it was answered."""
 
 
 class BodyTooLarge(DataError):
@@ -197,6 +198,22 @@ async def _send_all(parts: AsyncIterator[bytes], send: Send) -> None:
             if part:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
+
+
+async def unless_gone(call: Call, work: Coroutine[Any, Any, _Made]) -> _Made:
+    """What the work returns or raises; Gone as soon as the caller has gone, and no work then.
+
+    The body of the call has been read.
+    """
+    doing, leaving = asyncio.create_task(work), asyncio.create_task(_gone(call.receive))
+    try:
+        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise Gone
+        return doing.result()
+    finally:
+        for task in (doing, leaving):
+            task.cancel()
 
 
 async def _gone(receive: Receive) -> None:

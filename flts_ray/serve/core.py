@@ -19,7 +19,7 @@ from typing import TypeVar
 from flts_ray.errors import DataError, Expired, FltsError, Overloaded, Unavailable
 from flts_ray.models.base import Forecast
 from flts_ray.prepare.arrays import Windows
-from flts_ray.serve.asgi import Call
+from flts_ray.serve.asgi import Call, Gone, unless_gone
 from flts_ray.serve.degraded import Degraded, LastForecasts, reason_of, seasonal_naive
 from flts_ray.serve.engine import Engine, ModelSlot
 from flts_ray.serve.observe import Made as Observed
@@ -27,6 +27,8 @@ from flts_ray.serve.observe import Observer
 from flts_ray.serve.rows import AskedSeries
 
 ON_LOOP_BYTES = 32 * 1024
+PATIENT_S = 0.05
+"""Where work waits for longer, callers are watched, so that nothing is done for those who left."""
 TIMEOUT = b"x-request-timeout-ms"
 ALLOW_DEGRADED = b"x-allow-degraded"
 VERSION_HEADER = b"x-flts-model-version"
@@ -77,7 +79,7 @@ class Core:
             return await answer(engine)
         try:
             return await answer(engine)
-        except (Expired, Overloaded):
+        except (Expired, Overloaded, Gone):
             raise
         except Exception as error:  # noqa: BLE001 -- what the champion raises too is the caller's
             made = await answer(self.slot.require())
@@ -85,14 +87,23 @@ class Core:
             return made
 
     async def forecast(
-        self, engine: Engine, windows: Windows, deadline: float, allow_degraded: bool = False
+        self,
+        call: Call,
+        engine: Engine,
+        windows: Windows,
+        deadline: float,
+        allow_degraded: bool = False,
     ) -> tuple[Forecast, Degraded | None]:
         """The model's forecast; or, where it has no time and the caller allows it, a plain one.
 
-        Raises Expired, Overloaded, Unavailable, DataError.
+        Raises Expired, Overloaded, Unavailable, DataError, and Gone for a caller who went away
+        from a long queue.
         """
+        work = engine.forecast(windows, deadline=deadline)
         try:
-            return await engine.forecast(windows, deadline=deadline), None
+            if engine.backlog_s > PATIENT_S:
+                return await unless_gone(call, work), None
+            return await work, None
         except (Expired, Overloaded, Unavailable) as error:
             if not allow_degraded:
                 raise

@@ -89,6 +89,11 @@ class Engine:
         return self._batcher.queued
 
     @property
+    def backlog_s(self) -> float:
+        """About how long it takes until what waits now is done."""
+        return self._batcher.backlog_s
+
+    @property
     def batches(self) -> int:
         """Calls of the model since the start."""
         return self._batcher.batches

@@ -64,7 +64,7 @@ class ForecastRoutes:
         horizon = wanted_horizon(request.horizon, model, "horizon")
         levels = wanted_levels(request.quantiles, model, "quantiles")
         here = small and not reads_store(asked, engine)
-        windows, made, degraded = await self._made(engine, asked, deadline, allow, here)
+        windows, made, degraded = await self._made(call, engine, asked, deadline, allow, here)
         if degraded is None:
             core.last.remember(made, [one.named for one in asked])
         name = token_hex(16)
@@ -77,6 +77,7 @@ class ForecastRoutes:
 
     async def _made(
         self,
+        call: Call,
         engine: Engine,
         asked: list[AskedSeries],
         deadline: float,
@@ -87,7 +88,7 @@ class ForecastRoutes:
             windows = await self._core.near(here, partial(windows_of, asked, engine.model))
         except Unavailable as error:
             return None, *self._core.recalled([one.id for one in asked], error, allow)
-        return windows, *await self._core.forecast(engine, windows, deadline, allow)
+        return windows, *await self._core.forecast(call, engine, windows, deadline, allow)
 
     def _parse(self, call: Call, body: bytes) -> SentRequest:
         if call.media == JSON:
@@ -123,7 +124,7 @@ class ForecastRoutes:
         here = small and not model.fitted.spec.contract.static
         read = partial(older_question, request, model, core.limits.max_points)
         question, columns = await core.near(here, read)
-        made, degraded = await core.forecast(engine, question.windows, deadline, allow)
+        made, degraded = await core.forecast(call, engine, question.windows, deadline, allow)
         name = token_hex(16)
         payload = older_answer(question, columns, made, model, name)
         if degraded is not None:

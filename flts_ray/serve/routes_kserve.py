@@ -64,7 +64,7 @@ class TimeSeriesRoutes:
         made, degraded, closed = None, None, None
         name = f"resp_{token_hex(16)}"
         if laid.windows is not None:
-            forecast, degraded = await core.forecast(engine, laid.windows, deadline, allow)
+            forecast, degraded = await core.forecast(call, engine, laid.windows, deadline, allow)
             made = made_of(forecast, horizon, levels, model)
             told = (call, engine, name, laid.windows, forecast, horizon, degraded is not None)
             closed = partial(core.tell, *told)

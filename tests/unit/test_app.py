@@ -103,6 +103,51 @@ def test_a_request_was_in_the_system_since_the_proxy_took_it(
     assert asyncio.run(work()) == pytest.approx(waited, abs=1.0)
 
 
+def test_nothing_is_forecast_for_callers_who_left_a_long_queue() -> None:
+    seen: list[Windows] = []
+    model = served(make(plain_contract(), seen=seen))
+    body = json.dumps(history()).encode()
+
+    async def work() -> list[int]:
+        slot = ModelSlot("demo", ServeConfig())
+        slot.install(model)
+        app = build_app(slot)
+        engine, gate = slot.require(), threading.Event()
+        busy = asyncio.get_running_loop().run_in_executor(slot._thread, gate.wait, 10)
+        engine._batcher._batch_s = 1.0  # what waits has been slow of late
+        sent: list[int] = []
+
+        async def ask(stays: bool) -> None:
+            parts = iter([{"type": "http.request", "body": body}])
+
+            async def receive() -> Any:
+                if (part := next(parts, None)) is not None:
+                    return part
+                if stays:
+                    await asyncio.Event().wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    sent.append(message["status"])
+
+            scope = {"type": "http", "method": "POST", "path": "/v1/forecast", "headers": []}
+            await app(scope, receive, send)
+
+        stays = [asyncio.create_task(ask(True)) for _ in range(2)]
+        while engine._batcher._worker is None or engine.queued:
+            await asyncio.sleep(0.001)  # until theirs is in flight
+        await asyncio.gather(*(ask(False) for _ in range(3)))
+        gate.set()
+        await busy
+        await asyncio.gather(*stays)
+        slot.close()
+        return sorted(sent)
+
+    assert asyncio.run(work()) == [200, 200, 499, 499, 499]
+    assert sum(len(windows) for windows in seen) == 2
+
+
 def error_of(answer: httpx.Response) -> dict[str, Any]:
     assert answer.headers["content-type"] == "application/json"
     body: dict[str, Any] = answer.json()

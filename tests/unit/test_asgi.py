@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flts_ray.config_serve import ServeConfig
-from flts_ray.serve.asgi import Answer, Call, Message, reply
+from flts_ray.serve.asgi import Answer, Call, Gone, Message, reply, unless_gone
 from flts_ray.serve.observe import Made
 from tests.calling import call
 from tests.served import history, plain_contract, served, stamps, transparent
@@ -215,3 +215,54 @@ def test_an_app_may_be_started_again() -> None:
             return answer.status_code
 
     assert [asyncio.run(work()), asyncio.run(work())] == [200, 200]
+
+
+def _leaving(after: asyncio.Event) -> Call:
+    """A call whose caller goes away then."""
+
+    async def receive() -> Message:
+        await after.wait()
+        return {"type": "http.disconnect"}
+
+    return Call({"path": "/", "headers": []}, receive)
+
+
+def test_work_goes_on_while_its_caller_waits() -> None:
+    async def work() -> int:
+        async def five() -> int:
+            await asyncio.sleep(0)
+            return 5
+
+        return await unless_gone(_leaving(asyncio.Event()), five())
+
+    assert asyncio.run(work()) == 5
+
+
+def test_work_for_a_caller_who_left_is_given_up() -> None:
+    async def work() -> bool:
+        left, given_up = asyncio.Event(), asyncio.Event()
+
+        async def endless() -> None:
+            left.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                given_up.set()
+
+        with pytest.raises(Gone):
+            await unless_gone(_leaving(left), endless())
+        await asyncio.wait_for(given_up.wait(), 10)
+        return True
+
+    assert asyncio.run(work())
+
+
+def test_a_failure_is_the_callers() -> None:
+    async def work() -> None:
+        async def broken() -> None:
+            raise ValueError("broken")
+
+        await unless_gone(_leaving(asyncio.Event()), broken())
+
+    with pytest.raises(ValueError, match="broken"):
+        asyncio.run(work())
