@@ -44,11 +44,12 @@ from flts_ray.serve.routes_state import StateRoutes
 
 @dataclass(frozen=True)
 class Served:
-    """A route: what answers a call, and in which shape it is refused."""
+    """A route: what answers a call, in which shape it is refused, and whether it takes long."""
 
     method: str
     handle: Callable[[Call], Awaitable[Answer]]
     refuse: Callable[[FltsError], Answer] = answer_to
+    long: bool = False
 
 
 OTHER = "other"
@@ -107,9 +108,11 @@ class Api(Starlette):
         call = Call(scope, receive)
         served = self._served.get(call.path)
         status = 500
-        self._load.began()
+        work = served if served is not None and served.method == "POST" else None
+        if work is not None:
+            self._load.began()
         try:
-            refused = self._refused(call, served)
+            refused = self._refused(call, work is not None)
             if refused is None and served is None:
                 status = await self._page(call, send)
                 return
@@ -122,17 +125,18 @@ class Api(Starlette):
             raise
         finally:
             seconds = time.perf_counter() - call.arrived
-            self._load.ended(self._waited(call, seconds) + seconds)
+            if work is not None:
+                self._load.ended(self._waited(call, seconds) + seconds, long=work.long)
             if self._observer is not None:
                 route = OTHER if served is None else call.path
                 self._observer.request(route, status, seconds)
 
-    def _refused(self, call: Call, served: Served | None) -> Answer | None:
+    def _refused(self, call: Call, work: bool) -> Answer | None:
         """The answer to a call that is not let in."""
         try:
             if self._door is not None:
                 self._door.admit(call.path, call.headers.get(b"authorization"))
-            if served is not None and served.method == "POST":
+            if work:
                 self._check_crowd()
         except FltsError as error:
             return answer_to(error)
@@ -197,7 +201,7 @@ def _table(core: Core, door: Door | None) -> dict[str, Served]:
         "/readyz": Served("GET", state.readyz),
         "/v1/model": Served("GET", state.model),
         "/v1/forecast": Served("POST", single.forecast),
-        "/v1/forecast:batch": Served("POST", BulkRoute(core).batch),
+        "/v1/forecast:batch": Served("POST", BulkRoute(core).batch, long=True),
         "/v1/timeseries/forecast": Served("POST", series.forecast, answer_to_kserve),
         "/v1/timeseries/models": Served("GET", series.models, answer_to_kserve),
         "/predict": Served("POST", single.predict),

@@ -51,11 +51,15 @@ class Load:
         """A request is in work from now on."""
         self.ongoing += 1
 
-    def ended(self, seconds: float) -> None:
-        """One of them is over; it was in the system for so long, waiting before it included."""
+    def ended(self, seconds: float, *, long: bool = False) -> None:
+        """One of them is over; it was in the system for so long, waiting before it included.
+
+        long: the time it takes is its caller's wish, and says nothing of the latency.
+        """
         now = self._clock()
         self.ongoing -= 1
-        self._taken.append((now, seconds))
+        if not long:
+            self._taken.append((now, seconds))
         if not self._seconds or self._seconds[-1].at != int(now):
             self._seconds.append(_Second(int(now)))
         last = self._seconds[-1]

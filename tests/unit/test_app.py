@@ -95,8 +95,9 @@ def test_a_request_was_in_the_system_since_the_proxy_took_it(
         transport = httpx.ASGITransport(app=app)
         started = {"x-flts-started-us": str(int(1e6 * (time.time() - ago_s)))}
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-            await http.get("/healthz", headers=started)
-            await http.get("/healthz", headers={"x-flts-started-us": "-1"})
+            await http.post("/v1/forecast", json={}, headers=started)
+            await http.post("/v1/forecast", json={}, headers={"x-flts-started-us": "-1"})
+            await http.get("/healthz", headers={"x-flts-started-us": "0"})
         slot.close()
         return slot.load.reading().p95_ms / 1e3
 

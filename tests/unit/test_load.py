@@ -53,6 +53,18 @@ def test_requests_in_the_system_are_their_rate_times_their_time_in_it(
     assert load.reading().inside == pytest.approx(per_s * seconds)
 
 
+def test_long_work_is_load_but_no_latency() -> None:
+    clock = Clock()
+    load = Load(clock)
+    load.began()
+    load.ended(8.0, long=True)
+    answered(load, 0.001)
+    clock.now += 1
+    reading = load.reading()
+    assert reading.p95_ms == pytest.approx(1.0)
+    assert reading.inside == pytest.approx(8.001 / NOW_S)
+
+
 def test_a_replica_that_answers_nobody_is_busy() -> None:
     load = Load(Clock())
     for _ in range(3):
