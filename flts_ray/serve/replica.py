@@ -7,6 +7,7 @@ one puts no empty replica before callers.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -23,6 +24,9 @@ from flts_ray.serve.refresh import ModelSource, Refresher
 from flts_ray.serve.scaling import LATENCY, ONGOING, RATE
 from flts_ray.serve.watch import Watch
 from flts_ray.store import Store
+
+SWITCH_S = 0.0005
+"""Longest that a thread keeps the interpreter while another one waits; Python's own is 0.005."""
 
 
 @serve.ingress()
@@ -41,6 +45,9 @@ class ForecastReplica:
         door: Door | None = None,
         store_uri: str | None = None,
     ) -> None:
+        # Log, metrics and watcher work in threads. While one of them does, every write to a socket
+        # costs the event loop such an interval until it may go on.
+        sys.setswitchinterval(SWITCH_S)
         self._slot = ModelSlot(name, limits)
         self._source = make_source()
         self._refresher = Refresher(self._source, self._slot, limits.poll_s)
