@@ -137,6 +137,11 @@ class ServeConfig(Section):
     log: ForecastLogConfig = ForecastLogConfig()
     canary: CanaryConfig = CanaryConfig()
 
+    @property
+    def max_in_work(self) -> int:
+        """Most requests that a replica holds, those that wait for the model included."""
+        return self.max_ongoing_requests + self.max_queued_requests
+
     @model_validator(mode="after")
     def _bounds(self) -> ServeConfig:
         if self.max_replicas < self.min_replicas:

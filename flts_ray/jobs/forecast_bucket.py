@@ -22,11 +22,11 @@ from flts_ray.jobs.raw_series import RawSeries
 from flts_ray.models.base import Forecast
 from flts_ray.panel import steps_after
 from flts_ray.prepare.arrays import Windows
-from flts_ray.serve.bulk_made import finite_rows, made_of_many, not_finite
+from flts_ray.serve.bulk_made import finite_rows, made_of_many
 from flts_ray.serve.bulk_parts import rows_of
 from flts_ray.serve.engine import ServedModel
 from flts_ray.serve.laying import lay
-from flts_ray.serve.predictor import Made
+from flts_ray.serve.predictor import Made, not_finite
 from flts_ray.serve.problems import field_of
 
 REFUSED = pa.schema([("unique_id", pa.string()), ("field", pa.string()), ("reason", pa.string())])

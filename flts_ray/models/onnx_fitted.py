@@ -28,7 +28,6 @@ from flts_ray.models.recurrent_readings import (
     denormalised,
     forecast_of,
     inputs_of,
-    readings_of,
     windows_for,
 )
 from flts_ray.prepare.arrays import SeriesStats, Windows
@@ -199,7 +198,7 @@ def check_golden(fitted: FittedOnnx) -> None:
         made = fitted.forecast(windows)
         found = np.concatenate([made.mean[..., None], made.quantiles], axis=-1)
         wanted = np.concatenate([golden.mean[..., None], golden.quantiles], axis=-1)
-        units = readings_of(windows, fitted.scaling, fitted.centre)[1]
+        units = inputs_of(windows, fitted.scaling, fitted.centre, ())[1]
         apart = np.abs(found - wanted) / units.scale[..., None]
     except Exception as error:  # noqa: BLE001 -- the runtime's errors have no common base
         raise refused(spec.kind, f"it cannot forecast its golden windows ({error!r})") from None

@@ -75,7 +75,7 @@ class Api(Starlette):
         self._door = door
         self._background = background
         self._served = _table(self.core, door)
-        self._most = slot.limits.max_ongoing_requests + slot.limits.max_queued_requests
+        self._most = slot.limits.max_in_work
         self._load = slot.load
         self.loop: asyncio.AbstractEventLoop | None = None
         """The event loop of the app while it runs."""

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from flts_ray.errors import DataError, FltsError
 from flts_ray.models.base import Forecast
 from flts_ray.serve.engine import ServedModel
 from flts_ray.serve.predictor import Made
@@ -61,12 +60,3 @@ def finite_rows(forecast: Forecast, made: Made) -> np.ndarray | None:
     for values in every:
         finite &= np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
     return None if finite.all() else finite
-
-
-def not_finite(unique_id: str) -> FltsError:
-    """Why a series has no forecast though the model made one."""
-    return DataError(
-        f"y: the forecast of series {unique_id[:60]!r} is not finite; its values are too extreme "
-        "for the model",
-        field="y",
-    )

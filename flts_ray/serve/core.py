@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from flts_ray.errors import DataError, Expired, FltsError, Overloaded, Unavailable
@@ -34,6 +35,16 @@ ALLOW_DEGRADED = b"x-allow-degraded"
 VERSION_HEADER = b"x-flts-model-version"
 _NUMBER = re.compile(rb"\d{1,20}(\.\d{1,20})?([eE][+-]?\d{1,3})?")
 _Made = TypeVar("_Made")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A call that was taken in; `small`: its body is read faster than it is handed to a thread."""
+
+    deadline: float
+    allow_degraded: bool
+    body: bytes
+    small: bool
 
 
 class Core:
@@ -62,6 +73,12 @@ class Core:
         """Run it here when it is small, else in a thread."""
         return work() if small else await self.offload(work)
 
+    async def take(self, call: Call) -> Taken:
+        """Take in a call that asks for forecasts. Raises DataError, BodyTooLarge, Gone."""
+        deadline, allow = self.deadline(call), call.flag(ALLOW_DEGRADED)
+        body = await call.body(self.limits.max_body_bytes)
+        return Taken(deadline, allow, body, len(body) <= ON_LOOP_BYTES)
+
     def deadline(self, call: Call) -> float:
         """`time.monotonic()` after which nobody wants the answer.
 
@@ -89,23 +106,22 @@ class Core:
     async def forecast(
         self,
         call: Call,
+        taken: Taken,
         engine: Engine,
         windows: Windows,
-        deadline: float,
-        allow_degraded: bool = False,
     ) -> tuple[Forecast, Degraded | None]:
         """The model's forecast; or, where it has no time and the caller allows it, a plain one.
 
         Raises Expired, Overloaded, Unavailable, DataError, and Gone for a caller who went away
         from a long queue.
         """
-        work = engine.forecast(windows, deadline=deadline)
+        work = engine.forecast(windows, deadline=taken.deadline)
         try:
             if engine.backlog_s > PATIENT_S:
                 return await unless_gone(call, work), None
             return await work, None
         except (Expired, Overloaded, Unavailable) as error:
-            if not allow_degraded:
+            if not taken.allow_degraded:
                 raise
             reason = reason_of(error)
         kept = self.last.recall(windows.ids, windows.origin_us)

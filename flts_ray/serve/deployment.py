@@ -29,6 +29,7 @@ from flts_ray.config_serve import ServeConfig, is_loopback
 from flts_ray.errors import ConfigError, Conflict, Unavailable
 from flts_ray.local.process import free_port
 from flts_ray.local.ray_environment import haproxy_is_set, in_address
+from flts_ray.serve.app import RETRY_AFTER_S
 from flts_ray.serve.door import door_of
 from flts_ray.serve.lean_process import lean_environment
 from flts_ray.serve.refresh import ModelSource
@@ -37,7 +38,6 @@ from flts_ray.serve.scaling_policy import ScalingPolicy
 
 DEPLOYMENT = "forecaster"
 DRAIN_S = 20.0
-RETRY_AFTER_S = 1.0
 REPORT_S = 0.5
 LOOK_BACK_S = 2.0
 INSIDE, EVERYWHERE = "127.0.0.1", "0.0.0.0"
@@ -71,7 +71,7 @@ def application(config: Config, make_source: Callable[[], ModelSource]) -> serve
         },
         # Those that wait for the model count as ongoing: scaling sees them, and the engine can
         # say how long a refused caller should wait.
-        max_ongoing_requests=limits.max_ongoing_requests + limits.max_queued_requests,
+        max_ongoing_requests=limits.max_in_work,
         max_queued_requests=limits.max_queued_requests,
         backpressure_config={"status_code": 429, "retry_after_s": RETRY_AFTER_S},
         graceful_shutdown_timeout_s=DRAIN_S,

@@ -208,9 +208,13 @@ def check_finite(mean: np.ndarray, quantiles: np.ndarray, ids: tuple[str, ...]) 
     if np.isfinite(mean).all() and np.isfinite(quantiles).all():
         return
     finite = np.isfinite(mean).all(axis=1) & np.isfinite(quantiles).all(axis=(1, 2))
-    name = ids[int(finite.argmin())]
-    raise DataError(
-        f"y: the forecast of series {name[:60]!r} is not finite; its values are too extreme "
+    raise not_finite(ids[int(finite.argmin())])
+
+
+def not_finite(unique_id: str) -> DataError:
+    """Why a series has no forecast though the model made one."""
+    return DataError(
+        f"y: the forecast of series {unique_id[:60]!r} is not finite; its values are too extreme "
         "for the model",
         field="y",
     )

@@ -26,16 +26,15 @@ from flts_ray.errors import DataError, Expired, FltsError, Overloaded
 from flts_ray.models.base import Forecast
 from flts_ray.prepare.arrays import Windows
 from flts_ray.serve.asgi import ARROW, MSGPACK, Answer, Call
-from flts_ray.serve.bulk_body import whole_body
 from flts_ray.serve.bulk_cuts import Cuts, numbers_of
-from flts_ray.serve.bulk_made import finite_rows, made_of_many, not_finite
+from flts_ray.serve.bulk_made import finite_rows, made_of_many
 from flts_ray.serve.bulk_parts import BulkWriter, Done, Head, joined, rows_of
 from flts_ray.serve.bulk_stand_in import stand_in, told_of
 from flts_ray.serve.core import ALLOW_DEGRADED, TIMEOUT, VERSION_HEADER, Core
 from flts_ray.serve.degraded import Degraded
 from flts_ray.serve.engine import Engine, ServedModel
 from flts_ray.serve.laying import lay
-from flts_ray.serve.predictor import check_count, wanted_horizon, wanted_levels
+from flts_ray.serve.predictor import check_count, not_finite, wanted_horizon, wanted_levels
 from flts_ray.serve.regular import chosen
 from flts_ray.serve.wire_answers import writer_of
 from flts_ray.serve.wire_bulk import BulkBody, json_bulk, msgpack_bulk
@@ -118,7 +117,7 @@ class BulkRoute:
         deadline = self._core.deadline(call) if TIMEOUT in call.headers else None
         allow = call.flag(ALLOW_DEGRADED)
         horizon, levels = query_of(call)
-        raw = await whole_body(call, limits.max_bulk_bytes)
+        raw = await call.body(limits.max_bulk_bytes)
         engine = self._core.slot.require()
         body = await self._core.offload(partial(self._read, call, raw, engine))
         model = engine.model

@@ -11,7 +11,7 @@ from flts_ray.errors import Unavailable
 from flts_ray.models.base import Forecast
 from flts_ray.prepare.arrays import Windows
 from flts_ray.serve.asgi import ARROW, JSON, MSGPACK, Answer, Call, json_answer
-from flts_ray.serve.core import ALLOW_DEGRADED, ON_LOOP_BYTES, VERSION_HEADER, Core, reads_store
+from flts_ray.serve.core import VERSION_HEADER, Core, Taken, reads_store
 from flts_ray.serve.degraded import Degraded
 from flts_ray.serve.engine import Engine, ServedModel
 from flts_ray.serve.laying import windows_of
@@ -42,29 +42,25 @@ class ForecastRoutes:
         """Forecast one or many series."""
         core = self._core
         core.slot.require()
-        deadline, allow = core.deadline(call), call.flag(ALLOW_DEGRADED)
-        body = await call.body(core.limits.max_body_bytes)
-        small = len(body) <= ON_LOOP_BYTES
-        request = await core.near(small, partial(self._parse, call, body))
+        taken = await core.take(call)
+        request = await core.near(taken.small, partial(self._parse, call, taken.body))
         asked = asked_of(request, core.limits)
-        answer = partial(self._answered, call, request, asked, deadline, allow, small)
+        answer = partial(self._answered, call, taken, request, asked)
         return await core.answered(asked[0].id, answer)
 
     async def _answered(
         self,
         call: Call,
+        taken: Taken,
         request: SentRequest,
         asked: list[AskedSeries],
-        deadline: float,
-        allow: bool,
-        small: bool,
         engine: Engine,
     ) -> Answer:
         core, model = self._core, engine.model
         horizon = wanted_horizon(request.horizon, model, "horizon")
         levels = wanted_levels(request.quantiles, model, "quantiles")
-        here = small and not reads_store(asked, engine)
-        windows, made, degraded = await self._made(call, engine, asked, deadline, allow, here)
+        here = taken.small and not reads_store(asked, engine)
+        windows, made, degraded = await self._made(call, taken, engine, asked, here)
         if degraded is None:
             core.last.remember(made, [one.named for one in asked])
         name = token_hex(16)
@@ -78,17 +74,18 @@ class ForecastRoutes:
     async def _made(
         self,
         call: Call,
+        taken: Taken,
         engine: Engine,
         asked: list[AskedSeries],
-        deadline: float,
-        allow: bool,
         here: bool,
     ) -> tuple[Windows | None, Forecast, Degraded | None]:
         try:
             windows = await self._core.near(here, partial(windows_of, asked, engine.model))
         except Unavailable as error:
-            return None, *self._core.recalled([one.id for one in asked], error, allow)
-        return windows, *await self._core.forecast(call, engine, windows, deadline, allow)
+            return None, *self._core.recalled(
+                [one.id for one in asked], error, taken.allow_degraded
+            )
+        return windows, *await self._core.forecast(call, taken, engine, windows)
 
     def _parse(self, call: Call, body: bytes) -> SentRequest:
         if call.media == JSON:
@@ -103,28 +100,24 @@ class ForecastRoutes:
         """Forecast the target columns of a table (older body)."""
         core = self._core
         champion = core.slot.require().model
-        deadline, allow = core.deadline(call), call.flag(ALLOW_DEGRADED)
-        body = await call.body(core.limits.max_body_bytes)
-        small = len(body) <= ON_LOOP_BYTES
-        parse = partial(parse_body, PredictRequest, body, core.limits.max_depth)
-        request = await core.near(small, parse)
-        answer = partial(self._predicted, call, request, deadline, allow, small)
+        taken = await core.take(call)
+        parse = partial(parse_body, PredictRequest, taken.body, core.limits.max_depth)
+        request = await core.near(taken.small, parse)
+        answer = partial(self._predicted, call, taken, request)
         return await core.answered(first_series(request, champion), answer)
 
     async def _predicted(
         self,
         call: Call,
+        taken: Taken,
         request: PredictRequest,
-        deadline: float,
-        allow: bool,
-        small: bool,
         engine: Engine,
     ) -> Answer:
         core, model = self._core, engine.model
-        here = small and not model.fitted.spec.contract.static
+        here = taken.small and not model.fitted.spec.contract.static
         read = partial(older_question, request, model, core.limits.max_points)
         question, columns = await core.near(here, read)
-        made, degraded = await core.forecast(call, engine, question.windows, deadline, allow)
+        made, degraded = await core.forecast(call, taken, engine, question.windows)
         name = token_hex(16)
         payload = older_answer(question, columns, made, model, name)
         if degraded is not None:

@@ -8,7 +8,7 @@ from secrets import token_hex
 
 from flts_ray.errors import FltsError
 from flts_ray.serve.asgi import Answer, Call, json_answer
-from flts_ray.serve.core import ALLOW_DEGRADED, ON_LOOP_BYTES, VERSION_HEADER, Core, reads_store
+from flts_ray.serve.core import VERSION_HEADER, Core, Taken, reads_store
 from flts_ray.serve.engine import Engine
 from flts_ray.serve.laying import lay
 from flts_ray.serve.predictor import check_count, made_of, wanted_horizon, wanted_levels
@@ -32,20 +32,16 @@ class TimeSeriesRoutes:
         """Forecast every input that can be; raises what refuses the whole request."""
         core = self._core
         core.slot.require()
-        deadline, allow = core.deadline(call), call.flag(ALLOW_DEGRADED)
-        body = await call.body(core.limits.max_body_bytes)
-        small = len(body) <= ON_LOOP_BYTES
-        request = await core.near(small, partial(self._parse, body))
-        answer = partial(self._answered, call, request, deadline, allow, small)
+        taken = await core.take(call)
+        request = await core.near(taken.small, partial(self._parse, taken.body))
+        answer = partial(self._answered, call, taken, request)
         return await core.answered(request.inputs[0].name, answer)
 
     async def _answered(
         self,
         call: Call,
+        taken: Taken,
         request: TimeSeriesRequest,
-        deadline: float,
-        allow: bool,
-        small: bool,
         engine: Engine,
     ) -> Answer:
         core, model = self._core, engine.model
@@ -54,8 +50,8 @@ class TimeSeriesRoutes:
         horizon = wanted_horizon(options.horizon, model, "options.horizon")
         levels = wanted_levels(options.quantiles or (), model, "options.quantiles")
         read = partial(inputs_of, request, spec.contract, points, time.time_ns() // 1000)
-        found = await core.near(small, read)
-        here = small and not reads_store(found.asked, engine)
+        found = await core.near(taken.small, read)
+        here = taken.small and not reads_store(found.asked, engine)
         laid = await core.near(here, partial(lay, found.asked, model))
         refused = dict(found.refused)
         for position, error in laid.refused.items():
@@ -64,7 +60,7 @@ class TimeSeriesRoutes:
         made, degraded, closed = None, None, None
         name = f"resp_{token_hex(16)}"
         if laid.windows is not None:
-            forecast, degraded = await core.forecast(call, engine, laid.windows, deadline, allow)
+            forecast, degraded = await core.forecast(call, taken, engine, laid.windows)
             made = made_of(forecast, horizon, levels, model)
             told = (call, engine, name, laid.windows, forecast, horizon, degraded is not None)
             closed = partial(core.tell, *told)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from flts_ray.models.base import Forecast
-from flts_ray.serve.bulk_made import finite_rows, made_of_many, not_finite
-from flts_ray.serve.predictor import made_of
+from flts_ray.serve.bulk_made import finite_rows, made_of_many
+from flts_ray.serve.predictor import made_of, not_finite
 from tests.served import LEVELS, plain_contract, served, transparent
 
 

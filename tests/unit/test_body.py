@@ -5,7 +5,6 @@ import asyncio
 import pytest
 
 from flts_ray.serve.asgi import BodyTooLarge, Call, Gone, Message
-from flts_ray.serve.bulk_body import whole_body
 
 
 def call_of(*messages: Message, declared: int | None = None) -> Call:
@@ -32,25 +31,25 @@ def piece(body: bytes, more: bool = True) -> Message:
 )
 def test_pieces_become_one_body(messages: list[Message]) -> None:
     call = call_of(*messages, {"type": "http.disconnect"})
-    assert asyncio.run(whole_body(call, 6)) == b"abcdef"
+    assert asyncio.run(call.body(6)) == b"abcdef"
     assert asyncio.run(call.receive()) == {"type": "http.disconnect"}  # type: ignore[arg-type]
 
 
 def test_a_body_that_grows_too_large_is_not_read_to_its_end() -> None:
     call = call_of(piece(b"abc"), piece(b"def"), piece(b"never"))
     with pytest.raises(BodyTooLarge):
-        asyncio.run(whole_body(call, 5))
+        asyncio.run(call.body(5))
     assert asyncio.run(call.receive())["body"] == b"never"  # type: ignore[arg-type]
 
 
 def test_a_declared_size_is_refused_unread() -> None:
     call = call_of(piece(b"abc"), declared=9)
     with pytest.raises(BodyTooLarge):
-        asyncio.run(whole_body(call, 5))
+        asyncio.run(call.body(5))
     assert asyncio.run(call.receive())["body"] == b"abc"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("before", [[], [piece(b"abc")]])
 def test_a_caller_who_has_gone_is_noticed(before: list[Message]) -> None:
     with pytest.raises(Gone):
-        asyncio.run(whole_body(call_of(*before, {"type": "http.disconnect"}), 10))
+        asyncio.run(call_of(*before, {"type": "http.disconnect"}).body(10))
