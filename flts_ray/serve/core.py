@@ -14,8 +14,10 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from random import Random
 from typing import TypeVar
+
+from msgspec import Struct
 
 from flts_ray.errors import DataError, Expired, FltsError, Overloaded, Unavailable
 from flts_ray.models.base import Forecast
@@ -37,8 +39,7 @@ _NUMBER = re.compile(rb"\d{1,20}(\.\d{1,20})?([eE][+-]?\d{1,3})?")
 _Made = TypeVar("_Made")
 
 
-@dataclass(frozen=True)
-class Taken:
+class Taken(Struct, frozen=True):
     """A call that was taken in; `small`: its body is read faster than it is handed to a thread."""
 
     deadline: float
@@ -55,6 +56,7 @@ class Core:
         self.slot = slot
         self.limits = slot.limits
         self.last = LastForecasts()
+        self._names = Random()
         self._intake: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
@@ -62,6 +64,13 @@ class Core:
         if self._intake is not None:
             self._intake.shutdown(wait=False, cancel_futures=True)
             self._intake = None
+
+    def new_id(self) -> str:
+        """A name that no other forecast has: 128 random bits, seeded by the system.
+
+        Asking the system for each costs a call of it.
+        """
+        return f"{self._names.getrandbits(128):032x}"
 
     async def offload(self, work: Callable[[], _Made]) -> _Made:
         """Run it in a thread."""

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -69,12 +69,27 @@ def seasonal_naive(windows: Windows, task: Task) -> Forecast:
     return Forecast(windows.ids, windows.origin_us, task.levels, mean, quantiles)
 
 
+class _Kept(NamedTuple):
+    """A forecast of one series: mean [H] and quantiles [H, Q]."""
+
+    origin_us: int
+    levels: tuple[float, ...]
+    mean: np.ndarray
+    quantiles: np.ndarray
+
+    @classmethod
+    def of(cls, forecast: Forecast, i: int) -> _Kept:
+        """One of them, without holding the arrays of all in memory."""
+        mean, quantiles = forecast.mean[i].copy(), forecast.quantiles[i].copy()
+        return cls(int(forecast.origin_us[i]), forecast.levels, mean, quantiles)
+
+
 class LastForecasts:
     """The latest forecast of some series. For one thread."""
 
     def __init__(self, keep: int = KEPT) -> None:
         self._keep = keep
-        self._by_id: OrderedDict[str, Forecast] = OrderedDict()
+        self._by_id: OrderedDict[str, _Kept] = OrderedDict()
 
     def remember(self, forecast: Forecast, named: Sequence[bool]) -> None:
         """Keep the forecasts of series that have a name."""
@@ -82,7 +97,7 @@ class LastForecasts:
             return
         for i, name in enumerate(forecast.ids):
             if named[i]:
-                self._by_id[name] = _copy(forecast, i)
+                self._by_id[name] = _Kept.of(forecast, i)
                 self._by_id.move_to_end(name)
         while len(self._by_id) > self._keep:
             self._by_id.popitem(last=False)
@@ -93,7 +108,7 @@ class LastForecasts:
         kept = [one for one in found if one is not None]
         if not kept or len(kept) < len(found):
             return None
-        origins = np.concatenate([one.origin_us for one in kept])
+        origins = np.array([one.origin_us for one in kept], dtype=np.int64)
         if origin_us is not None and (origins != origin_us).any():
             return None
         if len({(one.levels, one.mean.shape) for one in kept}) > 1:
@@ -102,18 +117,6 @@ class LastForecasts:
             tuple(ids),
             origins,
             kept[0].levels,
-            np.concatenate([one.mean for one in kept]),
-            np.concatenate([one.quantiles for one in kept]),
+            np.stack([one.mean for one in kept]),
+            np.stack([one.quantiles for one in kept]),
         )
-
-
-def _copy(forecast: Forecast, i: int) -> Forecast:
-    """One of them, without holding the arrays of all in memory."""
-    row = slice(i, i + 1)
-    return Forecast(
-        forecast.ids[row],
-        forecast.origin_us[row].copy(),
-        forecast.levels,
-        forecast.mean[row].copy(),
-        forecast.quantiles[row].copy(),
-    )

@@ -221,7 +221,11 @@ def join_windows(items: Sequence[Windows]) -> Windows:
         return items[0]
 
     def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(item, name) for item in items])
+        parts = [getattr(item, name) for item in items]
+        first = parts[0]
+        if len(first) == 1 and all(part is first for part in parts):
+            return first.repeat(len(parts), axis=0)
+        return np.concatenate(parts)
 
     return Windows(
         contract=items[0].contract,

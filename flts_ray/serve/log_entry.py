@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from flts_ray.models.base import Forecast
 from flts_ray.serve.observe import Role
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One answer as it waits: without the history that the model saw, which may be long."""
 
     made_us: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from flts_ray.prepare.arrays import Windows, bounded
 from flts_ray.prepare.clean import EARLIEST_US, LATEST_US
 from flts_ray.serve.engine import ServedModel
 from flts_ray.serve.history import EPOCH, MAX_MAGNITUDE, MICROSECOND, parse_stamps
-from flts_ray.serve.rows import AskedSeries
+from flts_ray.serve.rows import AskedSeries, Numbers
 from flts_ray.serve.stamps import calendars, read_stamps
 
 
@@ -35,14 +36,14 @@ def lone_window(series: AskedSeries, model: ServedModel) -> Windows | None:
         or (series.observed is not None and len(series.observed) != len(series.y))
     ):
         return None
-    values = np.array(series.y, dtype=np.float64)
+    values = _numbers(series.y)
     least, most = values.min(), values.max()
     if not -MAX_MAGNITUDE <= least <= most <= MAX_MAGNITUDE:  # or a NaN
         return None
     origin = _origin(series, len(values), contract)
     if origin is None:
         return None
-    y, scale = values[None, -lookback:], np.array([np.nan])
+    y, scale = values[None, -lookback:], _blank(lookback).scale
     if at >= 0:
         stats = model.fitted.stats
         one = slice(at, at + 1)
@@ -56,11 +57,43 @@ def lone_window(series: AskedSeries, model: ServedModel) -> Windows | None:
         origin_us=origin_us,
         y=y,
         observed=_observed(series, lookback),
-        past=np.zeros((1, lookback, 0), dtype=np.float32),
+        past=_blank(lookback).past,
         future=calendars(origin_us, lookback, spec.task.horizon, contract),
-        static=np.zeros((1, 0), dtype=np.float32),
+        static=_blank(lookback).static,
         scale=scale,
     )
+
+
+class _Blank(NamedTuple):
+    """What the windows of most series share."""
+
+    observed: np.ndarray
+    past: np.ndarray
+    static: np.ndarray
+    scale: np.ndarray
+
+
+@lru_cache(maxsize=16)
+def _blank(lookback: int) -> _Blank:
+    blank = _Blank(
+        observed=np.ones((1, lookback), dtype=bool),
+        past=np.zeros((1, lookback, 0), dtype=np.float32),
+        static=np.zeros((1, 0), dtype=np.float32),
+        scale=np.array([np.nan]),
+    )
+    for array in blank:
+        array.flags.writeable = False
+    return blank
+
+
+def _numbers(y: Numbers) -> np.ndarray:
+    """float64 [n], NaN where one is missing."""
+    if isinstance(y, list):
+        try:
+            return np.fromiter(y, np.float64, len(y))
+        except TypeError:  # some are missing
+            pass
+    return np.array(y, dtype=np.float64)
 
 
 def _target_alone(series: AskedSeries, contract: Contract) -> bool:
@@ -77,7 +110,7 @@ def _target_alone(series: AskedSeries, contract: Contract) -> bool:
 
 def _observed(series: AskedSeries, lookback: int) -> np.ndarray:
     if series.observed is None:
-        return np.ones((1, lookback), dtype=bool)
+        return _blank(lookback).observed
     return np.asarray(series.observed, dtype=bool)[None, -lookback:]
 
 

@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from msgspec import Struct
+
 from flts_ray.models.base import Forecast
 from flts_ray.prepare.arrays import Windows
 
 Role = Literal["champion", "canary", "shadow"]
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(Struct, frozen=True):
     """A forecast that was given, as the model made it.
 
     `horizon` is the number of steps that were asked for; `seconds` from the request's arrival to

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from secrets import token_hex
 
 import msgspec
 
@@ -63,7 +62,7 @@ class ForecastRoutes:
         windows, made, degraded = await self._made(call, taken, engine, asked, here)
         if degraded is None:
             core.last.remember(made, [one.named for one in asked])
-        name = token_hex(16)
+        name = core.new_id()
         write = partial(_written, made, horizon, levels, model, name, degraded, call.wanted)
         answer = await core.near(len(asked) <= FEW, write)
         if windows is not None:
@@ -118,7 +117,7 @@ class ForecastRoutes:
         read = partial(older_question, request, model, core.limits.max_points)
         question, columns = await core.near(here, read)
         made, degraded = await core.forecast(call, taken, engine, question.windows)
-        name = token_hex(16)
+        name = core.new_id()
         payload = older_answer(question, columns, made, model, name)
         if degraded is not None:
             payload |= degraded.marks()

@@ -59,13 +59,13 @@ def calendars(origin_us: np.ndarray, lookback: int, horizon: int, contract: Cont
     """Calendar columns around each origin, float32 [n, L + H, C]."""
     first = int(origin_us[0])
     if len(origin_us) == 1:
-        return _calendar(first, lookback, horizon, contract)[None]
+        return _calendar(first, lookback, horizon, contract)
     if (origin_us == first).all():
         one = _calendar(first, lookback, horizon, contract)
-        return np.broadcast_to(one, (len(origin_us), *one.shape))
+        return np.broadcast_to(one, (len(origin_us), *one.shape[1:]))
     origins, inverse = np.unique(origin_us, return_inverse=True)
     if len(origins) <= KEPT_ORIGINS // 4:
-        every = np.stack([_calendar(int(us), lookback, horizon, contract) for us in origins])
+        every = np.concatenate([_calendar(int(u), lookback, horizon, contract) for u in origins])
     else:
         steps = np.arange(-lookback, horizon)
         every = calendar_of(steps_after(origins[:, None], steps, contract), contract)
@@ -74,7 +74,8 @@ def calendars(origin_us: np.ndarray, lookback: int, horizon: int, contract: Cont
 
 @lru_cache(maxsize=KEPT_ORIGINS)
 def _calendar(origin_us: int, lookback: int, horizon: int, contract: Contract) -> np.ndarray:
-    stamps = steps_after(np.asarray(origin_us), np.arange(-lookback, horizon), contract)
+    """float32 [1, L + H, C]"""
+    stamps = steps_after(np.asarray([[origin_us]]), np.arange(-lookback, horizon), contract)
     found = calendar_of(stamps, contract)
     found.flags.writeable = False
     return found

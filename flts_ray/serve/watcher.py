@@ -13,9 +13,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
 import structlog
+from msgspec.structs import replace
 
 from flts_ray.config_serve import CanaryConfig
 from flts_ray.serve.challenge import Latency, Standing, why_dropped

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from flts_ray.config_serve import ForecastLogConfig
 from flts_ray.errors import Unavailable
@@ -157,7 +158,7 @@ def test_an_answer_that_cannot_be_written_does_not_end_the_log(store: FaultyStor
     log = ForecastLog(store, "load", NEVER)
     odd = made(0)
     torn = replace(odd.forecast, quantiles=odd.forecast.quantiles[:1])
-    log.forecast(replace(odd, forecast=torn))
+    log.forecast(structs.replace(odd, forecast=torn))
     assert log.flush()
     log.forecast(made(2))
     assert log.close() == 0

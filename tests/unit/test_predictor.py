@@ -17,6 +17,7 @@ from flts_ray.serve.predictor import (
     Question,
     answer_of,
     asked_of,
+    check_finite,
     describe,
     made_of,
     wanted_horizon,
@@ -278,6 +279,15 @@ def test_a_forecast_that_is_not_finite_is_refused(plain: ServedModel) -> None:
     forecast.mean[0, 1] = np.inf
     with pytest.raises(DataError, match="not finite"):
         answer_of(forecast, question.horizon, question.levels, plain, "id")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_not_finite_is_found_among_large_ones(bad: float) -> None:
+    mean, quantiles = np.full((3, 4), 1e300), np.full((3, 2, 4), -1e300)
+    check_finite(mean, quantiles, ("a", "b", "c"))
+    quantiles[1, 1, 3] = bad
+    with pytest.raises(DataError, match="series 'b' is not finite"):
+        check_finite(mean, quantiles, ("a", "b", "c"))
 
 
 def test_daily_forecasts_stay_at_local_midnight() -> None:
