@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -59,21 +60,19 @@ def table_of(entries: Sequence[Entry], first_row: int) -> pa.Table:
     def spread(values: Sequence[object]) -> np.ndarray:
         return np.repeat(np.array(values, dtype=object), counts)
 
-    def lists(parts: Sequence[np.ndarray], kind: pa.DataType) -> pa.ListArray:
-        """parts: [rows, width] each."""
-        widths = np.repeat([part.shape[1] for part in parts], counts)
-        borders = np.concatenate([[0], np.cumsum(widths)]).astype(np.int32)
-        flat = np.concatenate([part.ravel() for part in parts])
-        return pa.ListArray.from_arrays(pa.array(borders), pa.array(flat, type=kind))
+    def lists(parts: Sequence[np.ndarray], kind: np.dtype) -> pa.ListArray:
+        """parts: [rows, ...] each; a row becomes a list."""
+        widths = [math.prod(part.shape[1:]) for part in parts]
+        borders = np.concatenate([[0], np.cumsum(np.repeat(widths, counts))]).astype(np.int32)
+        flat = np.concatenate([part.ravel() for part in parts]).astype(kind)
+        return pa.ListArray.from_arrays(pa.array(borders), pa.array(flat))
 
     forecasts = [entry.forecast for entry in entries]
     steps = [entry.horizon for entry in entries]
-    mean = [f.mean[:, :h].astype(np.float32) for f, h in zip(forecasts, steps, strict=True)]
-    quantiles = [
-        f.quantiles[:, :h].astype(np.float32).reshape(len(f.ids), h * len(f.levels))
-        for f, h in zip(forecasts, steps, strict=True)
-    ]
-    levels = [np.tile(np.asarray(f.levels), (len(f.ids), 1)) for f in forecasts]
+    mean = [f.mean[:, :h] for f, h in zip(forecasts, steps, strict=True)]
+    quantiles = [f.quantiles[:, :h] for f, h in zip(forecasts, steps, strict=True)]
+    known = {levels: np.asarray(levels)[None] for levels in {f.levels for f in forecasts}}
+    levels = [known[f.levels].repeat(len(f.ids), axis=0) for f in forecasts]
     columns = {
         "row": np.arange(first_row, first_row + total),
         "forecast_id": spread([entry.forecast_id for entry in entries]),
@@ -87,9 +86,9 @@ def table_of(entries: Sequence[Entry], first_row: int) -> pa.Table:
         ),
         "degraded": np.repeat([entry.degraded for entry in entries], counts),
         "horizon": np.repeat(np.array(steps, np.int32), counts),
-        "mean": lists(mean, pa.float32()),
-        "levels": lists(levels, pa.float64()),
-        "quantiles": lists(quantiles, pa.float32()),
+        "mean": lists(mean, np.dtype(np.float32)),
+        "levels": lists(levels, np.dtype(np.float64)),
+        "quantiles": lists(quantiles, np.dtype(np.float32)),
         "latency_ms": np.repeat(np.array([e.seconds * 1e3 for e in entries], np.float32), counts),
     }  # fmt: skip
     return pa.table(columns, schema=SCHEMA)
