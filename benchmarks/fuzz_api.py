@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from benchmarks.bulk import HORIZON, LEVELS, START_US, load_set
 from flts_ray.config_serve import ServeConfig
 from flts_ray.jobs.tokens import add_token
 from flts_ray.models.base import Task, fit_fully
+from flts_ray.prepare.arrays import SeriesArrays
 from flts_ray.serve.app import Api, build_app
 from flts_ray.serve.door import Door, TokenFile
 from flts_ray.serve.engine import ModelSlot, ServedModel
@@ -78,15 +79,26 @@ def rss_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """The data of the champion, in memory."""
+
+    data: SeriesArrays
+
+    def series(self, ids: Sequence[str]) -> dict[str, SeriesArrays]:
+        return {name: self.data.take([self.data.ids.index(name)]) for name in ids}
+
+
 def service(folder: Path) -> tuple[Api, ModelSlot, dict[str, str]]:
     """The app over a plain model, and the header that opens it."""
-    fitted = fit_fully("seasonal_naive", load_set(3, 400), Task(HORIZON, LEVELS), {})
+    data = load_set(3, 400)
+    fitted = fit_fully("seasonal_naive", data, Task(HORIZON, LEVELS), {})
     limits = ServeConfig(
         max_body_bytes=2**20, max_bulk_bytes=2**21, max_series=50, max_bulk_series=200,
         max_points=5000, max_batch=16,
     )  # fmt: skip
     slot = ModelSlot("bulk", limits)
-    slot.install(ServedModel("bulk", "1", "digest", fitted))
+    slot.install(ServedModel("bulk", "1", "digest", fitted, Prepared(data)))
     path = folder / "tokens.jsonl"
     header = {"authorization": f"Bearer {add_token(path, 'fuzz', 'admin')}"}
     return build_app(slot, door=Door(TokenFile(path))), slot, header
@@ -114,6 +126,7 @@ def good_bodies() -> list[tuple[str, str, bytes]]:
     table = {"unique_id": pa.array(["a"] * POINTS).dictionary_encode(), "ds": points, "y": y}
     return [
         ("/v1/forecast", "application/json", orjson.dumps({**one, **options})),
+        ("/v1/forecast", "application/json", orjson.dumps({"unique_id": "load-1", **options})),
         ("/v1/forecast", "application/msgpack", msgspec.msgpack.encode({**raw, **options})),
         (BULK, "application/json", orjson.dumps({"series": [one] * 3, **options})),
         (BULK, "application/msgpack", msgspec.msgpack.encode({"series": [raw] * 3, **options})),
