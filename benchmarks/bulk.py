@@ -1,6 +1,8 @@
 """Bulk forecasts a second over HTTP, against the model alone on the same cores.
 
     python -m benchmarks.bulk [--kind ar] [--series 10000] [--rounds 5] [--output results.json]
+    python -m benchmarks.bulk --serve       # a whole deployment: `bulk_serve.py`
+    python -m benchmarks.bulk --offline     # `flts forecast --output`: `bulk_offline.py`
 
 One process serves the app on a loopback port; bodies are made beforehand. In every round the model,
 in the form that replicas load, forecasts the same windows by itself, all its quantiles, in batches
@@ -19,8 +21,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -45,6 +48,7 @@ LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
 HORIZON, POINTS, FITTED_ON = 24, 384, 50
 START_US = 1_704_067_200_000_000
 PATH = "/v1/forecast:batch"
+OPTIONS = {"horizon": HORIZON, "quantiles": [0.1, 0.5, 0.9]}
 PARAMS: dict[str, dict[str, Any]] = {
     "gru": {"hidden": 128, "layers": 2, "lookback": 96, "epochs": 1},
     "lstm": {"hidden": 128, "layers": 2, "lookback": 96, "epochs": 1},
@@ -98,13 +102,25 @@ class Wire:
 
 def wires(ids: list[str], y: np.ndarray) -> dict[str, Wire]:
     """The same histories in every form. y: float32 [n, points]."""
+    return {"json": json_wire(ids, y), "msgpack": msgpack_wire(ids, y), "arrow": arrow_wire(ids, y)}
+
+
+def json_wire(ids: list[str], y: np.ndarray) -> Wire:
     start = stamps_text(np.array([START_US]))[0]
-    options = {"horizon": HORIZON, "quantiles": [0.1, 0.5, 0.9]}
-    query = "?horizon=24&quantiles=0.1,0.5,0.9"
-    in_json = [{"unique_id": n, "start": start, "y": row.tolist()}
-               for n, row in zip(ids, y, strict=True)]  # fmt: skip
-    packed = [{"unique_id": n, "start": start, "y": row.tobytes(), "dtype": "float32"}
+    series = [{"unique_id": n, "start": start, "y": row.tolist()}
               for n, row in zip(ids, y, strict=True)]  # fmt: skip
+    return Wire("application/json", orjson.dumps({"series": series} | OPTIONS), "", json_means)
+
+
+def msgpack_wire(ids: list[str], y: np.ndarray) -> Wire:
+    start = stamps_text(np.array([START_US]))[0]
+    series = [{"unique_id": n, "start": start, "y": row.tobytes(), "dtype": "float32"}
+              for n, row in zip(ids, y, strict=True)]  # fmt: skip
+    body = msgspec.msgpack.encode({"series": series} | OPTIONS)
+    return Wire("application/msgpack", body, "", msgpack_means)
+
+
+def arrow_wire(ids: list[str], y: np.ndarray) -> Wire:
     starts = pa.array(np.full(len(ids), START_US)).cast(pa.timestamp("us", "UTC"))
     offsets = pa.array(np.arange(len(ids) + 1, dtype=np.int32) * y.shape[1])
     lists = pa.ListArray.from_arrays(offsets, pa.array(y.ravel()))
@@ -112,16 +128,8 @@ def wires(ids: list[str], y: np.ndarray) -> dict[str, Wire]:
     table = pa.table({"unique_id": ids, "start": starts, "y": lists})
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    arrow = "application/vnd.apache.arrow.stream"
-    json_body, msgpack_body = (
-        orjson.dumps({"series": in_json, **options}),
-        msgspec.msgpack.encode({"series": packed, **options}),
-    )
-    return {
-        "json": Wire("application/json", json_body, "", json_means),
-        "msgpack": Wire("application/msgpack", msgpack_body, "", msgpack_means),
-        "arrow": Wire(arrow, sink.getvalue(), query, arrow_means),
-    }
+    query = "?horizon=24&quantiles=0.1,0.5,0.9"
+    return Wire("application/vnd.apache.arrow.stream", sink.getvalue(), query, arrow_means)
 
 
 def json_means(raw: bytes) -> np.ndarray:
@@ -247,16 +255,53 @@ def clocks() -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--kind", action="append", help="model kinds; ar and gru by default")
-    parser.add_argument("--series", type=int, default=10_000)
+    parser.add_argument("--series", action="append", type=int, help="in a request")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", help="JSON file")
+    parser.add_argument("--replicas", type=int, default=os.cpu_count(), help="with --serve")
+    parser.add_argument("--serve", action="store_true", help="a whole deployment; bulk_serve.py")
+    parser.add_argument("--offline", action="store_true", help="the command; bulk_offline.py")
+    parser.add_argument("--output", help="JSON file; its other parts are kept")
     given = parser.parse_args()
-    found = [measure(kind, given.series, given.rounds) for kind in given.kind or ("ar", "gru")]
-    for one in found:
-        print(json.dumps(one, indent=1))
+    kinds = given.kind or ("ar", "gru")
+    part, rows = measured(given, kinds)
+    print(markdown(rows))
     if given.output:
-        with open(given.output, "w", encoding="utf-8") as stream:
-            json.dump(found, stream, indent=1)
+        path = Path(given.output)
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(kept | {part: rows}, indent=1) + "\n")
+
+
+def measured(given: argparse.Namespace, kinds: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
+    """Name and rows of what was asked for."""
+    if given.offline:
+        from benchmarks.bulk_offline import measure_offline
+
+        sizes = given.series or (10_000, 50_000, 150_000)
+        return "offline", [row for kind in kinds for row in measure_offline(kind, sizes)]
+    if given.serve:
+        from benchmarks.bulk_serve import measure_served
+
+        sizes, rounds = given.series or (10_000, 1_000), given.rounds
+        found = [measure_served(kind, sizes, rounds, given.replicas) for kind in kinds]
+        return "serve", [row for rows in found for row in rows]
+    sizes = given.series or (10_000,)
+    return "process", [measure(kind, series, given.rounds) for kind in kinds for series in sizes]
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table with a column for each value; those in dicts by both names."""
+    flat = [
+        {
+            f"{name} {inner}".strip(): value
+            for name, values in row.items()
+            for inner, value in (values.items() if isinstance(values, dict) else [("", values)])
+        }
+        for row in rows
+    ]
+    lines = [list(flat[0]), ["---"] * len(flat[0])]
+    lines += [[f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()]
+              for row in flat]  # fmt: skip
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """A network for every series: one batched job beside a loop of single models.
 
-    python -m benchmarks.train_networks                      # 1,000 series, then 10 to 10,000
+    python -m benchmarks.train_networks                      # 1,000 series, then 1 to 10,000
     python -m benchmarks.train_networks --series 200 --grow 10 100 --output networks.json
     python -m benchmarks.train_networks --device cuda        # and one network for all, beside it
 
 Both ways fit the same networks (`group: per_series` against one fit of the same sizes on one series
-at a time) to the same hourly series with a daily season. The loop runs on one thread, as a loop
-does, the batched job on one and on `--threads`. The loop fits a sample of the series, half of it
-before and half after the batched job, and counts for all of them. Memory is the peak of a process
-of its own for each number of series, less that of the same process before the fit (Linux).
+at a time) to the same hourly series with a daily season, with the same settings, epochs and early
+stopping. The loop runs on one thread, as a loop does, the batched job on one and on `--threads`.
+The loop fits a sample of the series, half of it before and half after the batched job, and counts
+for all of them. Growth is measured on `--threads` in a process of its own for each number of
+series; memory is the peak of that process (Linux), and how much of it the fit added. Figures are
+written as they come: a run that was cut short goes on where it stopped, one with other settings
+begins anew.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import argparse
 import json
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from benchmarks.hourly import SEASON, hourly_set
 from flts_ray.models.base import Compute, Task, fit_fully, forecaster
 from flts_ray.prepare.arrays import SeriesArrays
 
+OUTPUT = Path(__file__).parent / "results" / "train_networks.json"
 LENGTH = 600
 TASK = Task(horizon=24, levels=(0.025, 0.1, 0.5, 0.9, 0.975))
 
@@ -104,37 +108,61 @@ def _peak_mib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def measure(kind: str, n_series: int) -> dict[str, Any]:
-    """CPU seconds, memory and size of the weights of one batched fit, in this process."""
+def measure(kind: str, n_series: int, threads: int) -> dict[str, Any]:
+    """Speed and memory of one batched fit, in this process."""
     torch.set_num_threads(1)
     fit_fully(kind, panel(2), TASK, {"group": "per_series", "epochs": 1})
     data = panel(n_series)
     before = _peak_mib()
-    found = fit_all(kind, data, Compute(), "per_series")
-    memory = {"peak_mib": _peak_mib() - before}
-    return {"model": kind, "series": n_series, **found, **memory}
+    found = fit_all(kind, data, Compute(threads), "per_series")
+    peak = _peak_mib()
+    memory = {"peak_mib": peak, "fit_mib": peak - before}
+    return {"model": kind, "series": n_series, "threads": threads, **found, **memory}
 
 
-def growth(kind: str, counts: list[int]) -> Iterator[dict[str, Any]]:
-    """`measure` in a fresh process for each number of series."""
-    context = multiprocessing.get_context("spawn")
-    for count in counts:
-        with context.Pool(1) as pool:
-            yield pool.apply(measure, (kind, count))
+def in_own_process(kind: str, n_series: int, threads: int) -> dict[str, Any]:
+    """`measure` in a process that has done nothing else."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (kind, n_series, threads))
 
 
 def show_comparison(found: dict[str, Any]) -> None:
-    print(f"{found['model']}, {found['series']:,} series of {LENGTH} steps, {found['device']}")
+    print(f"\n{found['model']}, {found['series']:,} series of {LENGTH} steps, {found['device']}\n")
+    print("| way | series per CPU second | series per second | validation loss | times faster |")
+    print("|---|---|---|---|---|")
     for way, rate in found.items():
         if not isinstance(rate, dict):
             continue
-        print(
-            f"  {way:24} {rate['series_per_cpu_s']:8.1f} series per CPU second "
-            f"{rate['series_per_s']:8.1f} per second   validation loss {rate['valid_loss']:.4f}"
-        )
+        faster = "1"
         if "times_faster" in rate:
-            cpu, wall = rate["times_faster_cpu"], rate["times_faster"]
-            print(f"  {'':24} {cpu:.1f} times faster in CPU, {wall:.1f} in time")
+            faster = f"{rate['times_faster']:.1f} ({rate['times_faster_cpu']:.1f} in CPU)"
+        print(
+            f"| {way} | {rate['series_per_cpu_s']:.2f} | {rate['series_per_s']:.2f} "
+            f"| {rate['valid_loss']:.4f} | {faster} |"
+        )
+
+
+def show_growth(rows: Sequence[dict[str, Any]]) -> None:
+    print("\n| series | seconds | CPU seconds | series per second | peak MiB | of the fit |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        count = row["series"]
+        print(
+            f"| {count:,} | {count / row['series_per_s']:.1f} "
+            f"| {count / row['series_per_cpu_s']:.1f} | {row['series_per_s']:.1f} "
+            f"| {row['peak_mib']:.0f} | {row['fit_mib']:.0f} |"
+        )
+
+
+def _read(output: Path, setting: dict[str, Any]) -> dict[str, Any]:
+    """Figures that an earlier run with this setting has left, or none."""
+    left = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
+    done = left.get("done", True) or left.get("setting") != setting
+    return {"setting": setting, "growth": []} if done else left
+
+
+def _write(output: Path, found: dict[str, Any]) -> None:
+    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -143,25 +171,26 @@ def main() -> None:
     )
     parser.add_argument("--model", choices=("gru", "lstm"), default="gru")
     parser.add_argument("--series", type=int, default=1000)
-    parser.add_argument("--sample", type=int, default=20, help="series that the loop fits")
-    parser.add_argument("--grow", type=int, nargs="*", default=[10, 100, 1000, 10_000])
+    parser.add_argument("--sample", type=int, default=40, help="series that the loop fits")
+    parser.add_argument("--grow", type=int, nargs="*", default=[1, 10, 100, 1000, 10_000])
     parser.add_argument("--threads", type=int, default=2, help="of the batched job")
     parser.add_argument("--device", default="cpu", help="where networks train: cpu, cuda or auto")
-    parser.add_argument("--output", type=Path, help="also write the figures as JSON")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="figures as JSON")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    comparison = compare(given.model, given.series, given.sample, given.threads, given.device)
-    show_comparison(comparison)
-    rows = []
-    for row in growth(given.model, given.grow):
-        rows.append(row)
-        print(
-            f"  {row['series']:6,} series {row['series_per_cpu_s']:8.1f} per CPU second "
-            f"{row['peak_mib']:8.0f} MiB   validation loss {row['valid_loss']:.4f}",
-            flush=True,
+    setting = {name: value for name, value in vars(given).items() if name != "output"}
+    found = _read(given.output, setting)
+    if "comparison" not in found:
+        found["comparison"] = compare(
+            given.model, given.series, given.sample, given.threads, given.device
         )
-    if given.output:
-        given.output.write_text(json.dumps({"comparison": comparison, "growth": rows}, indent=1))
+        _write(given.output, found | {"done": False})
+    show_comparison(found["comparison"])
+    for count in given.grow[len(found["growth"]) :]:
+        found["growth"].append(in_own_process(given.model, count, given.threads))
+        _write(given.output, found | {"done": False})
+    show_growth(found["growth"])
+    _write(given.output, found | {"done": True})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Steps of GRU and LSTM layers, as one call for a sequence and by hand where that is cheaper.
+"""GRU and LSTM layers: a whole sequence, and one step of many inputs from the same state.
 
-Design choices: one network reads a sequence with torch's own layer, the fastest there is; the
-steps by hand give the same numbers and are what `torch.func.vmap` can run for many networks at
-once. When many steps begin in one state, the gates' share of the input and that of the state are
-computed once each and added by broadcasting, not once for every pair of input and state.
+Design choices: a network reads a sequence with torch's own layer, the fastest there is. When many
+steps begin in one state, the gates' share of the input and that of the state are computed once
+each and added by broadcasting, not once for every pair of input and state. Many networks at once:
+`recurrent_stack_cell`.
 """
 
 from __future__ import annotations
@@ -30,25 +30,6 @@ def read(layers: nn.RNNBase, x: torch.Tensor) -> list[State]:
     if isinstance(last, tuple):
         return [State(h, c) for h, c in zip(*last, strict=True)]
     return [State(h, None) for h in last]
-
-
-def read_by_hand(layers: nn.RNNBase, x: torch.Tensor) -> list[State]:
-    """As `read`, in operations that can be run for a stack of networks."""
-    states = []
-    for layer in range(layers.num_layers):
-        if layer:
-            x = functional.dropout(x, layers.dropout, layers.training)
-        # Taken apart at once: the gradient of one slice a step would be as wide as the whole.
-        ahead = _from_input(layers, layer, x).unbind(1)
-        zero = x.new_zeros(len(x), layers.hidden_size)
-        state = State(zero, zero if isinstance(layers, nn.LSTM) else None)
-        outputs = []
-        for each in ahead:
-            state = _step(each, _from_state(layers, layer, state.hidden), state)
-            outputs.append(state.hidden)
-        x = torch.stack(outputs, dim=1) if layer + 1 < layers.num_layers else x
-        states.append(state)
-    return states
 
 
 def step_from(layers: nn.RNNBase, x: torch.Tensor, states: list[State]) -> torch.Tensor:

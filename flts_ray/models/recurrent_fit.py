@@ -103,7 +103,7 @@ def fit_stack(job: Job) -> Iterator[Progress]:
     """
     data, settings, compute = job.data, job.settings, job.compute
     scaling, shape, windows = _start(job)
-    net = _fresh(shape, compute.seed, by_hand=True).to(windows.y.device)
+    net = _fresh(shape, compute.seed).to(windows.y.device)
     validation = held_out(data, "validation", windows)
     ridge = fit_linear(net, windows, job.origins, validation, data.contract.season)
     linear, memory = net.linear.detach().cpu(), Memory.of(data, job.spec.task)
@@ -158,7 +158,7 @@ def refit_stack(fitted: FittedStack, job: Job, warm_epochs: int | None = None) -
     settings, compute, shape = job.settings, job.compute, fitted.shape
     windows = _windows(fitted.scaling, shape, job)
     device = windows.y.device
-    net = _fresh(shape, 0, by_hand=True).to(device)
+    net = _fresh(shape, 0).to(device)
     net.linear.data.copy_(fitted.linear)
     if warm_epochs is None:
         refit_linear(net, windows, job.origins, fitted.ridge, job.data.contract.season)
@@ -238,11 +238,11 @@ def _device(asked: str) -> str:
     return asked
 
 
-def _fresh(shape: Shape, seed: int, by_hand: bool = False) -> SegmentNet:
+def _fresh(shape: Shape, seed: int) -> SegmentNet:
     """A network with weights drawn from the seed; the global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return SegmentNet(shape, by_hand)
+        return SegmentNet(shape)
 
 
 def _copied(net: SegmentNet) -> SegmentNet:

@@ -107,7 +107,7 @@ class FittedStack:
 
 def stack_of(shape: Shape, linear: torch.Tensor) -> Stack:
     """The forward pass of networks of this shape with a common linear map."""
-    net = network_on_paper(shape, by_hand=True).eval()
+    net = network_on_paper(shape)
     net.linear = torch.nn.Parameter(linear, requires_grad=False)
     return Stack(net)
 

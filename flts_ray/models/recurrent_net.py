@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from flts_ray.models.recurrent_cell import CELLS, State, read, read_by_hand, step_from
+from flts_ray.models.recurrent_cell import CELLS, State, read, step_from
 from flts_ray.models.recurrent_readings import SCALE_FLOOR, TINY, UNSEEN_FLOOR
 from flts_ray.models.recurrent_shape import Shape
 
@@ -69,14 +69,11 @@ def window_scale(y: torch.Tensor, series_scale: torch.Tensor, centre: str) -> Wi
 
 
 class SegmentNet(nn.Module):
-    """Mean and quantiles of the horizon from normalised windows.
+    """Mean and quantiles of the horizon from normalised windows."""
 
-    by_hand: the recurrent layer is run step by step, as `torch.func.vmap` needs it.
-    """
-
-    def __init__(self, shape: Shape, by_hand: bool = False) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.shape, self.by_hand = shape, by_hand
+        self.shape = shape
         width, wide = shape.segment, shape.hidden
         self.embed = nn.Linear(width * (1 + shape.marked + shape.seen), wide)
         self.cell = CELLS[shape.cell](
@@ -137,7 +134,7 @@ class SegmentNet(nn.Module):
         count = shape.lookback // shape.segment
         embedded = functional.relu(self.embed(steps.reshape(n * count, self.embed.in_features)))
         segments = self.dropout(embedded).reshape(n, count, shape.hidden)
-        return (read_by_hand if self.by_hand else read)(self.cell, segments)
+        return read(self.cell, segments)
 
     def _decode(self, inputs: Inputs, states: list[State]) -> torch.Tensor:
         """One step of the same cell for every segment of the horizon; raw [n, H, Q + 1]."""

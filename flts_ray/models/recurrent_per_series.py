@@ -95,7 +95,7 @@ def train_stack(
     """
     best = _Best(initial.clone(), windows, held)
     blocks = [
-        _Block(stack.copy(), rows, initial, windows, origins, schedule)
+        _Block(stack, rows, initial, windows, origins, schedule)
         for rows in _block_rows(origins[0], schedule.batch * windows.shape.lookback)
     ]
     drawing = windows.shape.dropout > 0
@@ -187,7 +187,6 @@ class _Block:
 
     def epoch(self, number: int) -> torch.Tensor:
         """Pinball loss of each network in this epoch: [networks]."""
-        self.stack.net.train()
         losses = []
         for share in self._shares(number).split(self.schedule.batch):
             chosen = self._first[:, None] + (share * self._count[:, None]).long()
@@ -262,9 +261,7 @@ class _Best:
         assert self.held is not None
         starts, counted = self.held.starts[rows], self.held.counted[rows]
         batch = self.windows.batch(rows[:, None].expand_as(starts), starts, clipped=False)
-        stack.net.eval()
-        with torch.no_grad():
-            quantiles = stack.forecast(weights, batch.inputs)[1]
+        quantiles = stack.forecast(weights, batch.inputs)[1]
         loss, steps = pinball_sums(quantiles, batch, self._levels)
         mean = (loss * counted).sum(1) / (steps * counted).sum(1).clamp_min(1)
         return torch.nan_to_num(mean, MAX_LOSS, MAX_LOSS).clamp_max(MAX_LOSS), quantiles

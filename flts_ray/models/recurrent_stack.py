@@ -2,27 +2,24 @@
 
 Design choices: the weights of all networks are one matrix, a row each, so that a step of the
 optimiser, the running mean, the best weights and dropping a network that has stopped are each one
-operation whatever the number of networks; the network itself is written once, for one set of
-weights, and `torch.func.vmap` turns its products into batched ones; each network has its own
-gradient norm, and one whose gradient is not finite rests while the others go on.
+operation whatever the number of networks; each network has its own gradient norm, and one whose
+gradient is not finite rests while the others go on. The forward pass: `recurrent_stack_net`.
 """
 
 from __future__ import annotations
 
-import copy
-
 import torch
-from torch.func import functional_call, vmap
 
-from flts_ray.models.recurrent_net import Inputs, SegmentNet, forecast_loss
+from flts_ray.models.recurrent_net import Inputs, SegmentNet
 from flts_ray.models.recurrent_optimiser import BETAS, EPSILON, rate_at
 from flts_ray.models.recurrent_replay import half_precision
+from flts_ray.models.recurrent_stack_net import BandLoss, laid, mean_and_quantiles, run, unlaid
 from flts_ray.models.recurrent_train import MAX_WEIGHT, Schedule
 from flts_ray.models.recurrent_windows import Batch
 
 
 class Stack:
-    """The forward pass of many networks with the shape of `net`, which maps by hand.
+    """The forward pass of many networks with the shape of `net`; threads may share it.
 
     A matrix of weights is float [networks, P]; `net`'s fixed linear map is common to all.
     """
@@ -32,10 +29,6 @@ class Stack:
         trained = [(name, w) for name, w in net.named_parameters() if w.requires_grad]
         self.shapes = {name: tuple(w.shape) for name, w in trained}
         self.sizes = [w.numel() for _, w in trained]
-
-    def copy(self) -> Stack:
-        """The same with a network of its own: calls swap weights in it, so threads share none."""
-        return Stack(copy.deepcopy(self.net))
 
     def row(self) -> torch.Tensor:
         """The weights of `net` itself: [P]."""
@@ -50,32 +43,25 @@ class Stack:
 
     def forecast(self, weights: torch.Tensor, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean [networks, m, H] and quantiles [networks, m, H, Q] of m windows each."""
-        linear = self.net.linear
-
-        def one(own: dict[str, torch.Tensor], seen: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-            found: tuple[torch.Tensor, torch.Tensor] = functional_call(
-                self.net, {**own, "linear": linear}, (seen,)
-            )
-            return found
-
-        mean, quantiles = vmap(one, randomness="different")(self.views(weights), inputs)
-        return mean, quantiles
+        shape = self.net.shape
+        with torch.no_grad():
+            raw = run(self.views(weights), self.net.linear, inputs, shape, training=False)
+            mean, quantiles = mean_and_quantiles(raw, shape.levels)
+        return unlaid(mean[:, None], shape)[..., 0], unlaid(quantiles, shape)
 
     def losses(
         self, weights: torch.Tensor, batch: Batch, mean_weight: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What each network minimises and its pinball part: [networks] each."""
+        """What each network minimises in training and its pinball part: [networks] each."""
+        shape = self.net.shape
         with half_precision(weights.device):
-            mean, quantiles = (each.float() for each in self.forecast(weights, batch.inputs))
-        levels = torch.tensor(self.net.shape.levels, dtype=mean.dtype, device=mean.device)
-
-        def one(*parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            own_mean, own_quantiles, target, counted, scale = parts
-            weight = scale.clamp_max(MAX_WEIGHT)
-            forecast = (own_mean, own_quantiles)
-            return forecast_loss(forecast, target, counted, weight, levels, mean_weight)
-
-        loss, sharp = vmap(one)(mean, quantiles, batch.target, batch.counted, batch.scale)
+            raw = run(self.views(weights), self.net.linear, batch.inputs, shape, training=True)
+        levels = torch.tensor(shape.levels, dtype=raw.bands.dtype, device=raw.bands.device)
+        weight = batch.scale.clamp_max(MAX_WEIGHT).expand_as(batch.target)
+        target, counted, weight = (
+            laid(each, shape) for each in (batch.target, batch.counted, weight)
+        )
+        loss, sharp = BandLoss.apply(*raw, target, counted, weight, levels[:, None], mean_weight)
         return loss, sharp
 
 
@@ -102,16 +88,37 @@ class StackOptimiser:
         (gradient,) = torch.autograd.grad(losses.sum(), self.weights)
         norm = gradient.norm(dim=1, keepdim=True)
         finite = torch.isfinite(norm)
-        clip = (self.schedule.clip_norm / (norm + 1e-6)).clamp_max(1.0)
-        gradient = torch.where(finite, gradient * clip, 0.0)
-        rate = self.schedule.lr * rate_at(self.step_number, self.steps) * finite
+        gradient.mul_((self.schedule.clip_norm / (norm + 1e-6)).clamp_max(1.0))
+        rate = self.schedule.lr * rate_at(self.step_number, self.steps)
         self.step_number += 1
         with torch.no_grad():
-            self._move(gradient, rate)
+            if bool(finite.all()):
+                self._move(gradient, rate)
+            else:
+                self._move_some(torch.where(finite, gradient, 0.0), rate * finite)
             decay = self.schedule.average if self.step_number > 1 else 0.0
             self.averaged.lerp_(self.weights, 1.0 - decay)
 
-    def _move(self, gradient: torch.Tensor, rate: torch.Tensor) -> None:
+    def _move(self, gradient: torch.Tensor, rate: float) -> None:
+        """All networks, in one pass over their weights."""
+        torch._fused_adamw_(
+            [self.weights],
+            [gradient],
+            [self._first],
+            [self._second],
+            [],
+            [torch.tensor(float(self.step_number), device=gradient.device)],
+            lr=rate,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            weight_decay=self.schedule.weight_decay,
+            eps=EPSILON,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def _move_some(self, gradient: torch.Tensor, rate: torch.Tensor) -> None:
+        """Each network at its own rate: float [networks, 1]."""
         first, second = BETAS
         self._first.lerp_(gradient, 1.0 - first)
         self._second.mul_(second).addcmul_(gradient, gradient, value=1.0 - second)

@@ -109,10 +109,10 @@ def read_values(spec: ModelSpec, values: Mapping[str, Any], series: int) -> Stor
     return stored
 
 
-def network_on_paper(shape: Shape, by_hand: bool = False) -> SegmentNet:
+def network_on_paper(shape: Shape) -> SegmentNet:
     """A network whose weights have shapes, but no memory."""
     with torch.device("meta"):
-        return SegmentNet(shape, by_hand)
+        return SegmentNet(shape)
 
 
 def read_scaling(

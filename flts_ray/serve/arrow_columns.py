@@ -30,6 +30,8 @@ def read_table(body: bytes, limits: ServeConfig) -> pa.Table:
         with pa.ipc.open_stream(body) as stream:
             if len(stream.schema) > MAX_COLUMNS:
                 raise _refused(f"{len(stream.schema)} columns; send at most {MAX_COLUMNS}")
+            for field in stream.schema:
+                _check_text(field)
             batches, rows = [], 0
             for batch in stream:
                 rows += batch.num_rows
@@ -41,6 +43,16 @@ def read_table(body: bytes, limits: ServeConfig) -> pa.Table:
         return table.combine_chunks()
     except (pa.ArrowException, struct.error, OSError, ValueError, IndexError) as error:
         raise _refused(f"{str(error)[:200]}; send one Arrow IPC stream") from None
+
+
+def _check_text(field: pa.Field) -> None:
+    """Raise UnicodeDecodeError, a ValueError, for a name or a time zone that is no text."""
+    kind = field.type
+    _ = field.name, getattr(kind, "tz", None)
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    for i in range(kind.num_fields):
+        _check_text(kind.field(i))
 
 
 def _refused(problem: str) -> DataError:

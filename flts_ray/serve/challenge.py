@@ -4,7 +4,7 @@ Design choices: a series belongs to the challenger or not by a hash of its id, s
 change hands between requests, replicas or restarts; a request with many series goes where its
 first one does, because no answer mixes versions; the challenger is dropped when it is worse than
 the champion by the configured ratio and by more than twice the doubt about the difference, so
-that a few unlucky windows do not end it.
+that neither a few unlucky windows nor an answer that a busy machine held up ends it.
 """
 
 from __future__ import annotations
@@ -25,46 +25,34 @@ def belongs_to_challenger(unique_id: str, share: float) -> bool:
 
 
 @dataclass
-class Latency:
-    """Seconds of the answers of one version, as sums."""
-
-    answers: int = 0
-    total: float = 0.0
-
-    def add(self, seconds: float) -> None:
-        self.answers += 1
-        self.total += seconds
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.answers if self.answers else float("nan")
-
-
-@dataclass
 class Standing:
     """What one version has shown so far."""
 
     error: Tally = field(default_factory=Tally)
-    latency: Latency = field(default_factory=Latency)
+    latency: Tally = field(default_factory=Tally)
+    """Seconds of answers."""
 
 
 def why_dropped(champion: Standing, challenger: Standing, rules: CanaryConfig) -> str | None:
     """The reason to drop the challenger, None while there is none."""
     ours, theirs = challenger.latency, champion.latency
-    enough = min(ours.answers, theirs.answers) >= rules.min_windows
-    if enough and ours.mean > rules.max_latency_ratio * theirs.mean:
+    if _is_worse(ours, theirs, rules.max_latency_ratio, rules.min_windows):
         return (
             f"its answers take {ours.mean * 1e3:.1f} ms, the champion's {theirs.mean * 1e3:.1f} "
             f"ms: more than {rules.max_latency_ratio:g} times as long"
         )
     mine, other = challenger.error, champion.error
-    if min(mine.windows, other.windows) < rules.min_windows:
-        return None
-    excess = mine.mean - rules.max_error_ratio * other.mean
-    doubt = float(np.hypot(mine.doubt, rules.max_error_ratio * other.doubt))
-    if excess > 2.0 * doubt:
+    if _is_worse(mine, other, rules.max_error_ratio, rules.min_windows):
         return (
             f"its scaled error is {mine.mean:.3g} over {mine.windows} forecasts, the champion's "
             f"{other.mean:.3g} over {other.windows}: more than {rules.max_error_ratio:g} times it"
         )
     return None
+
+
+def _is_worse(mine: Tally, other: Tally, ratio: float, least: int) -> bool:
+    """True where `mine` is more than `ratio` times the other, and surely so."""
+    if min(mine.windows, other.windows) < least:
+        return False
+    doubt = float(np.hypot(mine.doubt, ratio * other.doubt))
+    return mine.mean - ratio * other.mean > 2.0 * doubt

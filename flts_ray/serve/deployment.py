@@ -34,6 +34,7 @@ from flts_ray.serve.door import door_of
 from flts_ray.serve.lean_process import lean_environment
 from flts_ray.serve.refresh import ModelSource
 from flts_ray.serve.replica import ForecastReplica, registry_source
+from flts_ray.serve.scaling_memory import memory_name
 from flts_ray.serve.scaling_policy import ScalingPolicy
 
 DEPLOYMENT = "forecaster"
@@ -61,7 +62,8 @@ def application(config: Config, make_source: Callable[[], ModelSource]) -> serve
     limits = config.serve
     options: dict[str, Any] = {"num_replicas": limits.min_replicas}
     if limits.max_replicas > limits.min_replicas:
-        options = {"autoscaling_config": _scaling(limits)}
+        memory = memory_name(config.name, _absolute(config))
+        options = {"autoscaling_config": _scaling(limits, memory)}
     deployment = serve.deployment(
         ForecastReplica,
         name=DEPLOYMENT,
@@ -85,7 +87,7 @@ def application(config: Config, make_source: Callable[[], ModelSource]) -> serve
     return deployment.bind(config.name, limits, make_source, door_of(config), _absolute(config))
 
 
-def _scaling(limits: ServeConfig) -> AutoscalingConfig:
+def _scaling(limits: ServeConfig, memory: str) -> AutoscalingConfig:
     with warnings.catch_warnings():
         # The environment variables that shall replace `metrics_interval_s` have no effect yet.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -106,6 +108,7 @@ def _scaling(limits: ServeConfig) -> AutoscalingConfig:
                     "interval_s": limits.ahead.interval_s,
                     "ahead_s": limits.ahead.ahead_s,
                     "season_s": limits.ahead.season_s,
+                    "memory": memory,
                 },
             ),
         )

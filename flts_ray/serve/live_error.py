@@ -22,7 +22,8 @@ KEEP_SERIES = 8192
 
 @dataclass
 class Tally:
-    """Errors of one version so far: mean absolute errors of windows, divided by their scale."""
+    """One version so far: mean absolute errors of its windows, divided by their scale, or the
+    seconds that they took."""
 
     windows: int = 0
     total: float = 0.0

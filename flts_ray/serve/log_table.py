@@ -44,8 +44,7 @@ def encoded(entries: Sequence[Entry], first_row: int) -> bytes:
     pq.write_table(
         table_of(entries, first_row),
         sink,
-        compression="zstd",
-        compression_level=1,
+        compression="snappy",
         use_dictionary=REPEATED,
     )
     body: bytes = sink.getvalue().to_pybytes()

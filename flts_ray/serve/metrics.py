@@ -5,15 +5,18 @@ under older names; labels are the configuration's name, the route and the outcom
 so nothing grows with the data; the path of a request adds to a few numbers, and a thread hands
 them to Ray's metrics; latencies are counted in buckets, each handed on at once, so that the cost
 does not grow with the rate; the sum of a histogram is only near, because Ray makes it of the
-middles of its buckets, and so the seconds are a counter too.
+middles of its buckets, and so the seconds are a counter too; a gauge that nobody reports any more,
+as that of a challenger which was dropped, is set to NaN, because Ray repeats the last value of each
+for as long as its process lives and has no other way to take one back: Prometheus sees it no more.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flts_ray.serve.observe import Made
 
@@ -146,6 +149,24 @@ class Growth:
         return Reading(metric, total - before if total >= before else total)
 
 
+class Ended:
+    """Which gauges are reported no longer."""
+
+    def __init__(self) -> None:
+        self._before: dict[tuple[str, frozenset[tuple[str, str]]], Reading] = {}
+
+    def since(self, readings: Iterable[Reading]) -> list[Reading]:
+        """NaN, once, for each gauge that was reported before and is not now."""
+        now = {
+            (one.metric, frozenset(one.labels.items())): replace(one, value=math.nan)
+            for one in readings
+            if one.metric in GAUGES
+        }
+        gone = [one for key, one in self._before.items() if key not in now]
+        self._before = now
+        return gone
+
+
 class RayMetrics:
     """Hands readings to Ray's metrics every PERIOD_S seconds, until `close`."""
 
@@ -170,6 +191,7 @@ class RayMetrics:
             metric: Histogram(metric, told, list(BOUNDS_S), labels(metric)).set_default_tags(tags)
             for metric, told in HISTOGRAMS.items()
         }
+        self._ended = Ended()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
@@ -184,14 +206,14 @@ class RayMetrics:
             self._hand_over()
 
     def _hand_over(self) -> None:
-        for source in self._sources:
-            for one in source():
-                labels = dict(one.labels)
-                if one.metric in self._counters:
-                    if one.value > 0:
-                        self._counters[one.metric].inc(one.value, labels)
-                elif one.metric in self._gauges:
-                    self._gauges[one.metric].set(one.value, labels)
-                else:
-                    for _ in range(one.times):
-                        self._histograms[one.metric].observe(one.value, labels)
+        readings = [one for source in self._sources for one in source()]
+        for one in (*readings, *self._ended.since(readings)):
+            labels = dict(one.labels)
+            if one.metric in self._counters:
+                if one.value > 0:
+                    self._counters[one.metric].inc(one.value, labels)
+            elif one.metric in self._gauges:
+                self._gauges[one.metric].set(one.value, labels)
+            else:
+                for _ in range(one.times):
+                    self._histograms[one.metric].observe(one.value, labels)

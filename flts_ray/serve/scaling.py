@@ -94,6 +94,19 @@ def _last_season(
     return counts[origins[:, None] - season + steps][..., None].astype(float)
 
 
+@dataclass(frozen=True)
+class Counted:
+    """What `Ahead` knows. `until`: when the interval after the last count ends; `counts` requests
+    and `ongoing` requests in the system of each interval, float64 [n], oldest first; `missed`:
+    sums of the errors of its forecasts and of the last counts in their place."""
+
+    interval_s: float
+    until: float
+    counts: np.ndarray
+    ongoing: np.ndarray
+    missed: tuple[float, float]
+
+
 class Ahead:
     """The load that the next intervals bring, from the counts of the past.
 
@@ -115,6 +128,28 @@ class Ahead:
         self.concurrency = 0.0
         """Requests in the system at the highest forecast rate; 0 without knowledge."""
 
+    def counted(self) -> Counted | None:
+        """All that is worth keeping; None before the first count."""
+        if self._until is None or not self._counts:
+            return None
+        missed = (self._missed, self._missed_plainly)
+        counts, ongoing = np.array(self._counts), np.array(self._ongoing)
+        return Counted(self._interval_s, self._until, counts, ongoing, missed)
+
+    def resume(self, counted: Counted, now: float) -> bool:
+        """Go on from what was counted by `now`; False, and no change, where it cannot be used.
+
+        That is where its intervals are of another length or end after the one that runs.
+        """
+        same = math.isclose(counted.interval_s, self._interval_s)
+        if not same or counted.until > now + self._interval_s:
+            return False
+        self._until = counted.until
+        self._counts.extend(counted.counts.tolist())
+        self._ongoing.extend(counted.ongoing.tolist())
+        self._missed, self._missed_plainly = counted.missed
+        return True
+
     def look(self, demand: Demand, now: float) -> None:
         """Take in one report, at any pace; `now` in seconds of any clock that goes forward."""
         if self._until is None:
@@ -129,9 +164,12 @@ class Ahead:
         self._looks += 1
 
     def _close(self, passed: int) -> None:
-        looks = max(self._looks, 1)
-        self._counts.extend([self._sum / looks * self._interval_s] * passed)
-        self._ongoing.extend([self._ongoing_sum / looks] * passed)
+        if self._looks:
+            self._counts.append(self._sum / self._looks * self._interval_s)
+            self._ongoing.append(self._ongoing_sum / self._looks)
+            passed -= 1
+        for _ in range(passed):
+            self._repeat()
         self._sum = self._ongoing_sum = 0.0
         self._looks = 0
         counts, ongoing = np.array(self._counts), np.array(self._ongoing)
@@ -139,6 +177,12 @@ class Ahead:
         if len(counts) >= 2 * self._season + self._horizon:
             peak = self._peak(counts)
             self.concurrency = peak * _ongoing_each(counts, ongoing, peak)
+
+    def _repeat(self) -> None:
+        """An interval that nobody saw: as a season ago, or as the last one."""
+        back = self._season if len(self._counts) >= self._season else 1
+        self._counts.append(self._counts[-back])
+        self._ongoing.append(self._ongoing[-back])
 
     def _peak(self, counts: np.ndarray) -> float:
         """The highest count ahead; the last one while forecasts are clearly worse than that."""

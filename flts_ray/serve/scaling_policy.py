@@ -1,7 +1,8 @@
 """Ray Serve's autoscaling policy of the forecaster: `scaling` on what the replicas report.
 
 Runs in the Serve controller at every turn of its loop, so the forecast is only remade once an
-interval. Serve applies bounds and delays to the answer.
+interval. Serve applies bounds and delays to the answer. A controller or a deployment that begins
+anew goes on from what the last one counted.
 """
 
 from __future__ import annotations
@@ -9,14 +10,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import structlog
+
 from flts_ray.config_serve import AheadConfig
 from flts_ray.serve.scaling import LATENCY, ONGOING, RATE, Ahead, Demand, wanted_replicas
+from flts_ray.serve.scaling_memory import ScalingMemory
 
 DEFAULT = AheadConfig()
+_log = structlog.get_logger("flts_ray.serve")
 
 
 class ScalingPolicy:
-    """Called with Serve's context; answers (replicas, state). Times are those of `serve.ahead`."""
+    """Called with Serve's context; answers (replicas, state).
+
+    Times are those of `serve.ahead`; memory: name of the file that counts are kept in, None for
+    none.
+    """
 
     def __init__(
         self,
@@ -26,6 +35,7 @@ class ScalingPolicy:
         interval_s: float = DEFAULT.interval_s,
         ahead_s: float = DEFAULT.ahead_s,
         season_s: float = DEFAULT.season_s,
+        memory: str | None = None,
     ) -> None:
         self._target_ongoing = target_ongoing
         self._target_p95_ms = target_p95_ms
@@ -33,15 +43,30 @@ class ScalingPolicy:
         if scale_ahead:
             steps, season = math.ceil(ahead_s / interval_s), round(season_s / interval_s)
             self._ahead = Ahead(interval_s, steps, season)
+        self._memory = None if memory is None else ScalingMemory(memory)
+        self._resumed = False
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         demand = demand_of(context)
         coming = 0.0
         if self._ahead is not None:
-            self._ahead.look(demand, context.current_time)
+            self._look(self._ahead, demand, context.current_time)
             coming = self._ahead.concurrency
         replicas = wanted_replicas(demand, coming, self._target_ongoing, self._target_p95_ms)
         return replicas, {}
+
+    def _look(self, ahead: Ahead, demand: Demand, now: float) -> None:
+        if self._memory is None:
+            ahead.look(demand, now)
+            return
+        if not self._resumed:
+            self._resumed = True
+            kept = self._memory.read()
+            if kept is not None and not ahead.resume(kept, now):
+                _log.info("scaling_memory_of_another_clock")
+        ahead.look(demand, now)
+        if self._memory.due(now):
+            self._memory.keep(ahead.counted(), now)
 
 
 def demand_of(context: Any) -> Demand:

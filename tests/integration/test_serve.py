@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import operator
 import os
 import re
 import shutil
@@ -11,7 +13,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +23,13 @@ import pyarrow.compute as pc
 import pytest
 
 from flts_ray.config import Config, parse_config
-from flts_ray.config_serve import AuthConfig, CanaryConfig, ForecastLogConfig, ServeConfig
+from flts_ray.config_serve import (
+    AheadConfig,
+    AuthConfig,
+    CanaryConfig,
+    ForecastLogConfig,
+    ServeConfig,
+)
 from flts_ray.errors import ConfigError, Unavailable
 from flts_ray.local.ray_environment import haproxy_is_set, set_for_ray
 from flts_ray.models import artifact
@@ -31,6 +39,8 @@ from flts_ray.serve import deployment
 from flts_ray.serve.challenge import belongs_to_challenger
 from flts_ray.serve.log_table import read_log
 from flts_ray.serve.metrics import COUNTERS, GAUGES, HISTOGRAMS
+from flts_ray.serve.scaling import Counted
+from flts_ray.serve.scaling_memory import ScalingMemory, memory_name
 from flts_ray.store import FolderStore
 from tests.deployed import (
     DATA,
@@ -310,9 +320,10 @@ def metrics() -> dict[str, float]:
     return found
 
 
-def until_metric(name: str, value: float, timeout_s: float = 30) -> None:
+def until_metric(name: str, wanted: float | Callable[[float], bool], timeout_s: float = 30) -> None:
+    is_it = wanted if callable(wanted) else partial(operator.eq, wanted)
     end = time.monotonic() + timeout_s
-    while metrics().get(name) != value:
+    while (value := metrics().get(name)) is None or not is_it(value):
         assert time.monotonic() < end, metrics()
         time.sleep(0.1)
 
@@ -408,6 +419,61 @@ def test_a_canary_that_is_worse_is_dropped(url: str, root: Path) -> None:
     assert 10 <= versions["challenger"] < 2 * 40
 
 
+def test_a_canary_that_is_slow_is_dropped_and_its_error_is_no_more(url: str, root: Path) -> None:
+    mine, other = ([i for i, name in enumerate(DATA.ids) if belongs_to_challenger(name, 0.6) is who]
+                   for who in (True, False))  # fmt: skip
+    digest = promote(root, "slow-canary", season=48, file="challenger.json")
+    error = 'flts_serve_live_error{"challenger"}'
+
+    def answered_by(series: list[int], origin: int) -> set[str]:
+        return {one["model"]["version"] for one in live(url, series[:1], [origin])}
+
+    end = time.monotonic() + 30
+    while answered_by(mine, 150) != {"slow-canary"}:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    answered_by(mine, 151)  # tells how good the last answer was
+    until_metric(error, math.isfinite)
+    for origin in range(152, 170):
+        assert answered_by(other, origin) == {"7"}
+        answered_by(mine, origin)
+    assert "times as long" in why_dropped(root, digest)
+    assert answered_by(mine, 171) == {"7"}
+    end = time.monotonic() + 30
+    while error in metrics():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_replica_is_asked_for_before_the_load_that_is_foreseen(
+    url: str, config: Config, root: Path
+) -> None:
+    clock = AheadConfig(interval_s=1.0, ahead_s=8.0, season_s=60.0)
+    limits = config.serve.model_copy(
+        update={
+            "max_replicas": 2,
+            "target_ongoing_requests": 4.0,
+            "upscale_delay_s": 0.0,
+            "scale_ahead": True,
+            "ahead": clock,
+        }
+    )
+    memory, before = ScalingMemory(memory_name("demo", str(root.resolve()))), replica_pids()
+    now = time.time()
+    # Every minute so far had twenty busy seconds; the next ones are twelve seconds away.
+    busy = (np.arange(-200, 0) - 12) % 60 < 20
+    rates, inside = np.where(busy, 40.0, 2.0), np.where(busy, 8.0, 0.2)
+    memory.keep(Counted(clock.interval_s, now, rates, inside, (0.0, 0.0)), now)
+    try:
+        ahead = config.model_copy(update={"serve": limits})
+        deployment.deploy(ahead, "unused", partial(FolderSource, root))
+        while len(replica_pids() - before) < 2:  # though nobody asks for anything
+            assert time.time() < now + 40, deployment.status("demo")
+            time.sleep(0.2)
+    finally:
+        memory.forget()
+
+
 def test_every_answer_is_in_the_log_after_a_graceful_stop(url: str, root: Path) -> None:
     answers = [httpx.post(f"{url}/v1/forecast", json=a_request()).json() for _ in range(20)]
     deployment.undeploy("demo")
@@ -420,6 +486,7 @@ def test_every_answer_is_in_the_log_after_a_graceful_stop(url: str, root: Path) 
     np.testing.assert_allclose(last[0]["mean"], wanted[0]["mean"], rtol=1e-6)
     roles = set(zip(log["role"].to_pylist(), log["version"].to_pylist(), strict=True))
     assert roles >= {("canary", "challenger"), ("shadow", "shadow"), ("shadow", "slow")}
+    assert ("canary", "slow-canary") in roles
     shadows = log.filter(pc.equal(log["version"], "shadow"))["forecast_id"].to_pylist()
     given = log.filter(pc.equal(log["role"], "champion"))["forecast_id"].to_pylist()
     assert len(shadows) >= 10  # windows that were known to be bad

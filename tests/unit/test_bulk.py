@@ -308,6 +308,16 @@ def test_an_arrow_body_that_is_none_is_refused(body: bytes, message: str) -> Non
     assert message in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("text", [b"unique_id", b"Europe/Madrid"])
+def test_names_and_zones_that_are_no_text_are_refused(text: bytes) -> None:
+    start = pa.array([START_US] * 4).cast(pa.timestamp("us", "Europe/Madrid"))
+    body = arrow_body(lists(start=start))
+    assert text in body
+    answer = send(body.replace(text, b"\x82" + text[1:]), ARROW)
+    assert answer.status_code == 422
+    assert "can't decode byte 0x82" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("query", ["?horizon=x", "?horizon=9", "?quantiles=0.1,x", "?quantiles=2"])
 def test_wrong_options_of_an_arrow_body_are_refused(query: str) -> None:
     answer = send(arrow_body(lists()), ARROW, query=query)

@@ -64,6 +64,12 @@ def test_a_slow_challenger_is_dropped() -> None:
     assert why_dropped(quick, standing([], [0.05] * 10), RULES) is None
 
 
+def test_one_answer_that_was_held_up_drops_nobody() -> None:
+    quick, held_up = standing([], [0.002] * 60), standing([], [0.002] * 59 + [0.5])
+    assert held_up.latency.mean > 3 * quick.latency.mean
+    assert why_dropped(quick, held_up, RULES) is None
+
+
 def test_share_and_shadow_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match=r"either `share` .* or `shadow`"):
         parse_config(

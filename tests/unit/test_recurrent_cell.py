@@ -1,4 +1,4 @@
-"""Steps of a recurrent layer by hand give what torch's own layers give."""
+"""One step from a state gives what torch's own layers give."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flts_ray.models.recurrent_cell import CELLS, read, read_by_hand, step_from
+from flts_ray.models.recurrent_cell import CELLS, read, step_from
 
 
 @pytest.fixture(params=[(kind, layers) for kind in CELLS for layers in (1, 2)])
@@ -15,27 +15,6 @@ def layers(request: pytest.FixtureRequest) -> nn.RNNBase:
     torch.manual_seed(0)
     made: nn.RNNBase = CELLS[kind](6, 6, num_layers=count, batch_first=True)
     return made
-
-
-def test_a_sequence_read_by_hand_ends_in_the_same_state(layers: nn.RNNBase) -> None:
-    x = torch.randn(4, 7, 6)
-    for one, other in zip(read(layers, x), read_by_hand(layers, x), strict=True):
-        torch.testing.assert_close(one.hidden, other.hidden)
-        assert (one.cell is None) == (other.cell is None)
-        if one.cell is not None:
-            torch.testing.assert_close(one.cell, other.cell)
-
-
-def test_gradients_by_hand_are_those_of_the_layer(layers: nn.RNNBase) -> None:
-    found = []
-    for reading in (read, read_by_hand):
-        x = torch.randn(4, 7, 6, generator=torch.Generator().manual_seed(1), requires_grad=True)
-        states = reading(layers, x)
-        parts = [each for state in states for each in state if each is not None]
-        loss = torch.stack([part.square().sum() for part in parts]).sum()
-        found.append(torch.autograd.grad(loss, [x, *layers.parameters()]))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other)
 
 
 def test_steps_from_one_state_are_those_of_the_layer(layers: nn.RNNBase) -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from flts_ray.models.recurrent_net import Inputs, SegmentNet
+from flts_ray.models.recurrent_net import Inputs, SegmentNet, forecast_loss
 from flts_ray.models.recurrent_shape import Shape
 from flts_ray.models.recurrent_stack import Stack, StackOptimiser
-from flts_ray.models.recurrent_train import Schedule
+from flts_ray.models.recurrent_train import MAX_WEIGHT, Schedule
 from flts_ray.models.recurrent_windows import Batch
 
 SCHEDULE = Schedule(
@@ -27,7 +27,8 @@ SCHEDULE = Schedule(
 
 
 def shape_of(cell: str) -> Shape:
-    return Shape(cell, 12, 4, 6, (0.1, 0.5, 0.9), 1, 1, 2, 1, 8, 2, 0.0, 12)
+    """Two layers and every kind of column; segments do not divide the horizon."""
+    return Shape(cell, 12, 4, 6, (0.1, 0.3, 0.5, 0.9), 1, 1, 2, 1, 8, 2, 0.0, 12)
 
 
 def batch_of(networks: int, windows: int = 3) -> Batch:
@@ -42,18 +43,56 @@ def batch_of(networks: int, windows: int = 3) -> Batch:
     return Batch(inputs, torch.randn(*size, 6), torch.ones(*size, 6), torch.ones(*size, 1))
 
 
+def doubled(batch: Batch) -> Batch:
+    """In float64, some steps not counted, some windows far larger than their series."""
+    inputs = Inputs(*(each.double() for each in batch.inputs))
+    counted = (torch.rand_like(batch.counted) > 0.2).double()
+    scale = 12.0 * torch.rand_like(batch.scale).double()
+    return Batch(inputs, 2.0 * batch.target.double(), counted, scale)
+
+
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_every_network_forecasts_as_it_does_alone(cell: str) -> None:
     torch.manual_seed(0)
     nets = [SegmentNet(shape_of(cell)).eval() for _ in range(3)]
     weights = torch.stack([Stack(net).row() for net in nets])
     batch = batch_of(3)
-    stack = Stack(SegmentNet(shape_of(cell), by_hand=True).eval())
+    stack = Stack(SegmentNet(shape_of(cell)))
     mean, quantiles = stack.forecast(weights, batch.inputs)
     for at, net in enumerate(nets):
         alone = net(Inputs(*(each[at] for each in batch.inputs)))
         torch.testing.assert_close(mean[at], alone[0])
         torch.testing.assert_close(quantiles[at], alone[1])
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_every_network_learns_as_it_does_alone(cell: str) -> None:
+    torch.manual_seed(0)
+    nets = [SegmentNet(shape_of(cell)).double() for _ in range(3)]
+    weights = torch.stack([Stack(net).row() for net in nets]).requires_grad_()
+    batch = doubled(batch_of(3))
+    losses, sharp = Stack(nets[0]).losses(weights, batch, mean_weight=0.1)
+    (gradient,) = torch.autograd.grad((losses * torch.tensor([1.0, 2.0, 3.0])).sum(), weights)
+    for at, net in enumerate(nets):
+        forecast = net(Inputs(*(each[at] for each in batch.inputs)))
+        weight = batch.scale[at].clamp_max(MAX_WEIGHT)
+        levels = torch.tensor(net.shape.levels, dtype=torch.float64)
+        alone = forecast_loss(forecast, batch.target[at], batch.counted[at], weight, levels, 0.1)
+        trained = [w for w in net.parameters() if w.requires_grad]
+        expected = torch.cat([g.ravel() for g in torch.autograd.grad(alone[0], trained)])
+        torch.testing.assert_close(losses[at], alone[0])
+        torch.testing.assert_close(sharp[at], alone[1])
+        torch.testing.assert_close(gradient[at], (at + 1) * expected)
+
+
+def test_dropout_is_drawn_in_training_alone() -> None:
+    torch.manual_seed(0)
+    stack = Stack(SegmentNet(replace(shape_of("gru"), dropout=0.5)))
+    weights, batch = stack.row().repeat(2, 1), batch_of(2)
+    first, second = (stack.losses(weights, batch, 0.1)[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    one, two = (stack.forecast(weights, batch.inputs)[0] for _ in range(2))
+    assert torch.equal(one, two)
 
 
 def test_views_give_back_the_weights_of_a_row() -> None:
@@ -114,7 +153,7 @@ def test_dropping_networks_leaves_the_others_where_they_were() -> None:
 
 def test_a_loss_counts_the_windows_of_its_network_alone() -> None:
     torch.manual_seed(0)
-    stack = Stack(SegmentNet(shape_of("gru"), by_hand=True).eval())
+    stack = Stack(SegmentNet(shape_of("gru")))
     weights, batch = stack.row().repeat(2, 1), batch_of(2)
     other = batch.target.clone()
     other[1] += 5

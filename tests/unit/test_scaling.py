@@ -177,7 +177,7 @@ def test_requests_that_serve_does_not_see_count_too() -> None:
 
 
 def test_the_policy_scales_ahead_of_a_rise() -> None:
-    clock = {"interval_s": 1.0, "ahead_s": 5.0, "season_s": 40.0}
+    clock: dict[str, Any] = {"interval_s": 1.0, "ahead_s": 5.0, "season_s": 40.0}
     ahead, plain = ScalingPolicy(1, None, True, **clock), ScalingPolicy(1, None, False)
     made = []
     for i in range(160):

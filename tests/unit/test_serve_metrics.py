@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 import pytest
@@ -14,8 +15,10 @@ from flts_ray.serve.metrics import (
     GAUGES,
     HISTOGRAMS,
     LABELS,
+    Ended,
     Growth,
     Meter,
+    Reading,
     outcome_of,
 )
 from tests.unit.test_forecast_log import made
@@ -97,3 +100,18 @@ def test_a_total_that_begins_anew_counts_from_nothing() -> None:
     growth = Growth()
     grown = [growth.since("x", total).value for total in (3, 3, 10, 2, 5)]
     assert grown == [3, 0, 7, 2, 3]
+
+
+def test_a_gauge_that_nobody_reports_any_more_ends_once() -> None:
+    def error(role: str) -> Reading:
+        return Reading("flts_serve_live_error", 0.5, {"role": role})
+
+    ended, both = Ended(), [error("champion"), error("challenger"), Reading("flts_serve_up", 1.0)]
+    assert ended.since([*both, Reading("flts_serve_requests_total", 2.0)]) == []
+    assert ended.since(both) == []
+    (gone,) = ended.since([both[0], both[2]])
+    assert (gone.metric, gone.labels) == ("flts_serve_live_error", {"role": "challenger"})
+    assert math.isnan(gone.value)
+    assert ended.since([both[0], both[2]]) == []
+    assert ended.since(both) == []
+    assert len(ended.since([])) == 3
