@@ -9,11 +9,19 @@ from collections.abc import Iterator
 import pytest
 import structlog
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("flts", deadline=None)
 settings.load_profile("flts")
 STATUS = pytest.StashKey[int]()
+_ON_RAY = (
+    "blend", "cli", "compact_ray", "ingest_ray", "jobs_api", "pipeline", "prepare_ray",
+    "refit_ray", "serve", "spread", "study",
+)  # fmt: skip
+CLUSTERS = frozenset(f"tests/integration/test_{name}.py" for name in _ON_RAY)
+"""Integration tests that start Ray: two clusters at a time are too much for two cores."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,6 +39,21 @@ def own_logging() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+
+
+class WholeFiles(LoadScopeScheduling):  # type: ignore[misc]
+    """Of several processes each takes whole files, so what a file sets up is made once.
+
+    All files that start Ray go to the same one.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "clusters" if file in CLUSTERS else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> WholeFiles:
+    return WholeFiles(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,5 +75,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """
     status = config.stash.get(STATUS, None)
     if status is not None and not config.getoption("collectonly"):
-        config.get_terminal_writer().flush()
+        if config.pluginmanager.has_plugin("terminalreporter"):  # not where another process reports
+            config.get_terminal_writer().flush()
         os._exit(status)

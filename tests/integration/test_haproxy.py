@@ -140,9 +140,11 @@ def node() -> Iterator[Node]:
     try:
         yield made
     finally:
-        for pid in made.mine():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # Again until none is left: a keeper may start another HAProxy while the first is killed.
+        while found := made.mine():
+            for pid in found:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         for chain in made.chains:
             chain.wait()
         server.shutdown()
