@@ -25,6 +25,8 @@ from flts_ray.models.recurrent_shape import Shape
 
 UNTOLD = 0.1
 """Share of training windows that do not tell their label."""
+HUBER = 3.0
+"""Beyond this error the loss of the mean grows no faster than linearly."""
 
 
 class Inputs(NamedTuple):
@@ -191,7 +193,7 @@ def forecast_loss(
     mean, quantiles = forecast
     error = target[..., None] - quantiles
     pinball = (levels * error + functional.relu(-error)).mean(-1) * weight
-    squared = functional.huber_loss(mean * weight, target * weight, reduction="none", delta=3.0)
+    squared = functional.huber_loss(mean * weight, target * weight, reduction="none", delta=HUBER)
     total = counted.sum().clamp_min(1.0)
     sharp = (pinball * counted).sum() / total
     return sharp + mean_weight * (squared * counted).sum() / total, sharp.detach()

@@ -14,12 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from flts_ray.models.recurrent_net import Inputs
+from flts_ray.models.recurrent_net import HUBER, Inputs
 from flts_ray.models.recurrent_shape import Shape
 from flts_ray.models.recurrent_stack_cell import Weights, product, read_sequence, step_from
-
-HUBER = 3.0
-"""Beyond this error the loss of the mean grows no faster than linearly."""
 
 
 class Raw(NamedTuple):

@@ -19,7 +19,7 @@ from flts_ray.prepare.arrays import Windows, bounded
 from flts_ray.prepare.clean import EARLIEST_US, LATEST_US
 from flts_ray.serve.engine import ServedModel
 from flts_ray.serve.history import EPOCH, MAX_MAGNITUDE, MICROSECOND, parse_stamps
-from flts_ray.serve.rows import AskedSeries, Numbers
+from flts_ray.serve.rows import AskedSeries
 from flts_ray.serve.stamps import calendars, read_stamps
 
 
@@ -36,7 +36,7 @@ def lone_window(series: AskedSeries, model: ServedModel) -> Windows | None:
         or (series.observed is not None and len(series.observed) != len(series.y))
     ):
         return None
-    values = _numbers(series.y)
+    values = np.array(series.y, dtype=np.float64)
     least, most = values.min(), values.max()
     if not -MAX_MAGNITUDE <= least <= most <= MAX_MAGNITUDE:  # or a NaN
         return None
@@ -84,16 +84,6 @@ def _blank(lookback: int) -> _Blank:
     for array in blank:
         array.flags.writeable = False
     return blank
-
-
-def _numbers(y: Numbers) -> np.ndarray:
-    """float64 [n], NaN where one is missing."""
-    if isinstance(y, list):
-        try:
-            return np.fromiter(y, np.float64, len(y))
-        except TypeError:  # some are missing
-            pass
-    return np.array(y, dtype=np.float64)
 
 
 def _target_alone(series: AskedSeries, contract: Contract) -> bool:

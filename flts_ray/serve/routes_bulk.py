@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
-from secrets import token_hex
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -123,7 +122,7 @@ class BulkRoute:
         model = engine.model
         check_count(body.count, limits.max_bulk_series)
         head = Head(
-            token_hex(16),
+            self._core.new_id(),
             model,
             wanted_horizon(body.horizon or horizon, model, "horizon"),
             wanted_levels(levels if body.quantiles is None else body.quantiles, model, "quantiles"),

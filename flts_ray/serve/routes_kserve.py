@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from secrets import token_hex
 
 from flts_ray.errors import FltsError
 from flts_ray.serve.asgi import Answer, Call, json_answer
@@ -58,7 +57,7 @@ class TimeSeriesRoutes:
             refused.setdefault(found.owner[position], error)
         rows = {int(position): row for row, position in enumerate(laid.rows)}
         made, degraded, closed = None, None, None
-        name = f"resp_{token_hex(16)}"
+        name = f"resp_{core.new_id()}"
         if laid.windows is not None:
             forecast, degraded = await core.forecast(call, taken, engine, laid.windows)
             made = made_of(forecast, horizon, levels, model)

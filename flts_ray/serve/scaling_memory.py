@@ -76,10 +76,6 @@ class ScalingMemory:
                 _log.warning("scaling_memory_not_kept", file=self._file, problem=repr(error))
             self._refused = True
 
-    def forget(self) -> None:
-        """Begin anew next time."""
-        self._path().unlink(missing_ok=True)
-
     def _path(self) -> Path:
         folder = private_folder() / "scaling" if self._folder is None else self._folder
         return folder / self._file

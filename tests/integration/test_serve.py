@@ -31,6 +31,7 @@ from flts_ray.config_serve import (
     ServeConfig,
 )
 from flts_ray.errors import ConfigError, Unavailable
+from flts_ray.local.private import private_folder
 from flts_ray.local.ray_environment import haproxy_is_set, set_for_ray
 from flts_ray.models import artifact
 from flts_ray.models.base import Task, fit_fully
@@ -458,12 +459,12 @@ def test_a_replica_is_asked_for_before_the_load_that_is_foreseen(
             "ahead": clock,
         }
     )
-    memory, before = ScalingMemory(memory_name("demo", str(root.resolve()))), replica_pids()
+    file, before = memory_name("demo", str(root.resolve())), replica_pids()
     now = time.time()
     # Every minute so far had twenty busy seconds; the next ones are twelve seconds away.
     busy = (np.arange(-200, 0) - 12) % 60 < 20
     rates, inside = np.where(busy, 40.0, 2.0), np.where(busy, 8.0, 0.2)
-    memory.keep(Counted(clock.interval_s, now, rates, inside, (0.0, 0.0)), now)
+    ScalingMemory(file).keep(Counted(clock.interval_s, now, rates, inside, (0.0, 0.0)), now)
     try:
         ahead = config.model_copy(update={"serve": limits})
         deployment.deploy(ahead, "unused", partial(FolderSource, root))
@@ -471,7 +472,7 @@ def test_a_replica_is_asked_for_before_the_load_that_is_foreseen(
             assert time.time() < now + 40, deployment.status("demo")
             time.sleep(0.2)
     finally:
-        memory.forget()
+        (private_folder() / "scaling" / file).unlink()
 
 
 def test_every_answer_is_in_the_log_after_a_graceful_stop(url: str, root: Path) -> None:

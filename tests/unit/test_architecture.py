@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import CLUSTERS
+
 PACKAGE = Path(__file__).parents[2] / "flts_ray"
 FLOORS = {
     "panel": 1, "schema": 1, "config": 1, "config_blend": 1, "config_serve": 1, "config_stream": 1,
@@ -121,3 +123,7 @@ def test_light_entry_points_load_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({heavy!r} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == []
+
+
+def test_the_files_that_share_a_process_for_their_clusters_are_there() -> None:
+    assert [name for name in sorted(CLUSTERS) if not (PACKAGE.parent / name).is_file()] == []
