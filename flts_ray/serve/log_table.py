@@ -38,17 +38,37 @@ REPEATED = ["unique_id", "version", "digest", "role"]
 """Columns that pay for a dictionary; building one of forecasts takes longer than all the rest."""
 
 
-def encoded(entries: Sequence[Entry], first_row: int) -> bytes:
-    """A Parquet file of `table_of`."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table_of(entries, first_row),
-        sink,
-        compression="snappy",
-        use_dictionary=REPEATED,
-    )
-    body: bytes = sink.getvalue().to_pybytes()
-    return body
+class LogFile:
+    """A Parquet file in memory: entries are added as rows, `body` ends it.
+
+    first_row: the number of its first row; made_us: when its first entry was made.
+    """
+
+    def __init__(self, first_row: int, made_us: int) -> None:
+        self.first_row = first_row
+        self.made_us = made_us
+        self.rows = 0
+        self._sink = pa.BufferOutputStream()
+        self._writer = pq.ParquetWriter(
+            self._sink, SCHEMA, compression="snappy", use_dictionary=REPEATED
+        )
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Encode entries. If it raises, none of them is in the file."""
+        table = table_of(entries, self.first_row + self.rows)
+        self._writer.write_table(table)
+        self.rows += table.num_rows
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return int(self._sink.tell())
+
+    def body(self) -> bytes:
+        """The whole file; nothing can be added any more."""
+        self._writer.close()
+        body: bytes = self._sink.getvalue().to_pybytes()
+        return body
 
 
 def table_of(entries: Sequence[Entry], first_row: int) -> pa.Table:
@@ -56,7 +76,9 @@ def table_of(entries: Sequence[Entry], first_row: int) -> pa.Table:
     counts = [entry.rows for entry in entries]
     total = sum(counts)
 
-    def spread(values: Sequence[object]) -> np.ndarray:
+    def spread(values: list[str]) -> list[str] | np.ndarray:
+        if total == len(values) and min(counts) == 1:
+            return values
         return np.repeat(np.array(values, dtype=object), counts)
 
     def lists(parts: Sequence[np.ndarray], kind: np.dtype) -> pa.ListArray:
@@ -68,10 +90,6 @@ def table_of(entries: Sequence[Entry], first_row: int) -> pa.Table:
 
     forecasts = [entry.forecast for entry in entries]
     steps = [entry.horizon for entry in entries]
-    mean = [f.mean[:, :h] for f, h in zip(forecasts, steps, strict=True)]
-    quantiles = [f.quantiles[:, :h] for f, h in zip(forecasts, steps, strict=True)]
-    known = {levels: np.asarray(levels)[None] for levels in {f.levels for f in forecasts}}
-    levels = [known[f.levels].repeat(len(f.ids), axis=0) for f in forecasts]
     columns = {
         "row": np.arange(first_row, first_row + total),
         "forecast_id": spread([entry.forecast_id for entry in entries]),
@@ -85,12 +103,31 @@ def table_of(entries: Sequence[Entry], first_row: int) -> pa.Table:
         ),
         "degraded": np.repeat([entry.degraded for entry in entries], counts),
         "horizon": np.repeat(np.array(steps, np.int32), counts),
-        "mean": lists(mean, np.dtype(np.float32)),
-        "levels": lists(levels, np.dtype(np.float64)),
-        "quantiles": lists(quantiles, np.dtype(np.float32)),
+        "mean": lists(
+            [_first(f.mean, h) for f, h in zip(forecasts, steps, strict=True)],
+            np.dtype(np.float32),
+        ),
+        "levels": _levels([f.levels for f in forecasts], counts),
+        "quantiles": lists(
+            [_first(f.quantiles, h) for f, h in zip(forecasts, steps, strict=True)],
+            np.dtype(np.float32),
+        ),
         "latency_ms": np.repeat(np.array([e.seconds * 1e3 for e in entries], np.float32), counts),
     }  # fmt: skip
     return pa.table(columns, schema=SCHEMA)
+
+
+def _first(array: np.ndarray, steps: int) -> np.ndarray:
+    """Steps of a horizon; a slice costs as much as all else that is done with an answer."""
+    return array if array.shape[1] == steps else array[:, :steps]
+
+
+def _levels(levels: Sequence[tuple[float, ...]], counts: Sequence[int]) -> pa.Array:
+    """A list for each row."""
+    known = list(dict.fromkeys(levels))
+    at = {each: i for i, each in enumerate(known)}
+    rows = np.repeat([at[each] for each in levels], counts)
+    return pa.array(known, SCHEMA.field("levels").type).take(pa.array(rows, pa.int64()))
 
 
 def read_log(store: Store, name: str, day: str | None = None) -> pa.Table:

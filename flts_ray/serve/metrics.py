@@ -3,11 +3,10 @@
 Design choices: names are stable and begin with `flts_serve_`; `inference_*` are the same numbers
 under older names; labels are the configuration's name, the route and the outcome, never a series,
 so nothing grows with the data; the path of a request adds to a few numbers, and a thread hands
-them to Ray's metrics; latencies are counted in buckets, each handed on at once, so that the cost
-does not grow with the rate; the sum of a histogram is only near, because Ray makes it of the
-middles of its buckets, and so the seconds are a counter too; a gauge that nobody reports any more,
-as that of a challenger which was dropped, is set to NaN, because Ray repeats the last value of each
-for as long as its process lives and has no other way to take one back: Prometheus sees it no more.
+them to Ray's metrics (`ray_metrics.py`); latencies are counted in buckets, each handed on at once,
+so that the cost does not grow with the rate; a gauge that nobody reports any more, as that of a
+challenger which was dropped, is set to NaN, because Ray repeats the last value of each for as long
+as its process lives and has no other way to take one back: Prometheus sees it no more.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from flts_ray.serve.observe import Made
@@ -23,7 +22,6 @@ from flts_ray.serve.observe import Made
 BOUNDS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
-PERIOD_S = 2.0
 OUTCOMES = {
     401: "unauthorized",
     403: "unauthorized",
@@ -165,55 +163,3 @@ class Ended:
         gone = [one for key, one in self._before.items() if key not in now]
         self._before = now
         return gone
-
-
-class RayMetrics:
-    """Hands readings to Ray's metrics every PERIOD_S seconds, until `close`."""
-
-    def __init__(self, name: str, sources: Iterable[Callable[[], Iterable[Reading]]]) -> None:
-        from ray.util.metrics import Counter, Gauge, Histogram
-
-        tags = {"name": name}
-
-        def labels(metric: str) -> tuple[str, ...]:
-            return ("name", *LABELS.get(metric, ()))
-
-        self._sources = tuple(sources)
-        self._counters = {
-            metric: Counter(metric, told, labels(metric)).set_default_tags(tags)
-            for metric, told in COUNTERS.items()
-        }
-        self._gauges = {
-            metric: Gauge(metric, told, labels(metric)).set_default_tags(tags)
-            for metric, told in GAUGES.items()
-        }
-        self._histograms = {
-            metric: Histogram(metric, told, list(BOUNDS_S), labels(metric)).set_default_tags(tags)
-            for metric, told in HISTOGRAMS.items()
-        }
-        self._ended = Ended()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._hand_over()
-
-    def _run(self) -> None:
-        while not self._stop.wait(PERIOD_S):
-            self._hand_over()
-
-    def _hand_over(self) -> None:
-        readings = [one for source in self._sources for one in source()]
-        for one in (*readings, *self._ended.since(readings)):
-            labels = dict(one.labels)
-            if one.metric in self._counters:
-                if one.value > 0:
-                    self._counters[one.metric].inc(one.value, labels)
-            elif one.metric in self._gauges:
-                self._gauges[one.metric].set(one.value, labels)
-            else:
-                for _ in range(one.times):
-                    self._histograms[one.metric].observe(one.value, labels)

@@ -27,7 +27,7 @@ Publish = Callable[[str, Sources], Callable[[], None]]
 
 def on_ray(name: str, sources: Sources) -> Callable[[], None]:
     """Publish through Ray's metrics, which Prometheus scrapes."""
-    from flts_ray.serve.metrics import RayMetrics
+    from flts_ray.serve.ray_metrics import RayMetrics
 
     return RayMetrics(name, sources).close
 

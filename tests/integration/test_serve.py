@@ -39,7 +39,7 @@ from flts_ray.prepare.arrays import windows_at
 from flts_ray.serve import deployment
 from flts_ray.serve.challenge import belongs_to_challenger
 from flts_ray.serve.log_table import read_log
-from flts_ray.serve.metrics import COUNTERS, GAUGES, HISTOGRAMS
+from flts_ray.serve.metrics import BOUNDS_S, COUNTERS, GAUGES, HISTOGRAMS
 from flts_ray.serve.scaling import Counted
 from flts_ray.serve.scaling_memory import ScalingMemory, memory_name
 from flts_ray.store import FolderStore
@@ -294,8 +294,12 @@ def test_prometheus_sees_what_was_answered_and_no_series(url: str) -> None:
         assert after[name] - before[name] == grown, name
     seconds = 'flts_serve_seconds_total{"ok","/v1/forecast"}'
     assert 0 < after[seconds] - before[seconds] < 6
+    spent = 'flts_serve_latency_seconds_sum{"ok","/v1/forecast"}'
+    assert after[spent] - before[spent] == pytest.approx(after[seconds] - before[seconds])
     assert after["flts_serve_champion_version"] == 7
     assert after["flts_serve_up"] == 1
+    buckets = {name for name in after if name.startswith("inference_latency_seconds_bucket")}
+    assert len(buckets) == len(BOUNDS_S) + 1
     told = {re.sub(r"(_count)?(\{.*)?$", "", name) for name in after}
     assert {*COUNTERS, *GAUGES, *HISTOGRAMS} - told == NEVER_HERE
     labels = {text for name in after for text in re.findall(r'"(.*?)"', name)}

@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -164,6 +166,38 @@ def test_an_answer_that_cannot_be_written_does_not_end_the_log(store: FaultyStor
     assert log.close() == 0
     assert log.counts.lost == 2
     assert set(read_log(store, "load")["forecast_id"].to_pylist()) == {"f2"}
+
+
+def test_answers_are_encoded_in_lumps_into_one_file(
+    store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flts_ray.serve.forecast_log.LUMP_BYTES", 2000)
+    log = ForecastLog(store, "load", NEVER)
+    for number in range(100):
+        log.forecast(made(number))
+    assert log.close() == 0
+    assert store.tried == 1
+    (file,) = store.list("forecasts/load")
+    assert pq.read_metadata(pa.BufferReader(store.get(file.key))).num_row_groups >= 20
+    table = read_log(store, "load")
+    assert table["row"].to_pylist() == list(range(200))
+    assert table["forecast_id"].to_pylist() == [f"f{i // 2}" for i in range(200)]
+
+
+def test_a_file_of_many_answers_is_written_before_its_time(
+    store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flts_ray.serve.forecast_log.LUMP_BYTES", 2000)
+    monkeypatch.setattr("flts_ray.serve.forecast_log.FILE_BYTES", 10_000)
+    log = ForecastLog(store, "load", NEVER)
+    until = time.monotonic() + 30
+    number = 0
+    while not log.counts.written and time.monotonic() < until:
+        log.forecast(made(number))
+        number += 1
+    assert log.counts.written > 0
+    assert log.close() == 0
+    assert sorted(read_log(store, "load")["row"].to_pylist()) == list(range(2 * number))
 
 
 def test_the_log_writes_by_itself(store: FaultyStore) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flts_ray.serve.histograms import Histograms
 from flts_ray.serve.metrics import (
     BOUNDS_S,
     COUNTERS,
@@ -115,3 +116,33 @@ def test_a_gauge_that_nobody_reports_any_more_ends_once() -> None:
     assert ended.since([both[0], both[2]]) == []
     assert ended.since(both) == []
     assert len(ended.since([])) == 3
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 100)), max_size=20)))
+def test_a_histogram_is_what_prometheus_makes_of_all_observations(
+    rounds: list[list[tuple[str, float]]],
+) -> None:
+    histograms, shown = Histograms(["x"], BOUNDS_S), {}
+    for observed in rounds:
+        told = [Reading("x", value, {"route": route}) for route, value in observed]
+        for one in histograms.since([*told, Reading("flts_serve_queue", 3)]):
+            shown[one.metric, one.labels["route"], one.labels.get("le")] = one.value
+    for route in "ab":
+        values = [value for observed in rounds for name, value in observed if name == route]
+        if not values:
+            assert not any(key[1] == route for key in shown)
+            continue
+        assert shown["x_count", route, None] == shown["x_bucket", route, "+Inf"] == len(values)
+        assert shown["x_sum", route, None] == pytest.approx(sum(values))
+        for bound in BOUNDS_S:
+            below = sum(value <= bound for value in values)
+            assert shown["x_bucket", route, str(bound)] == below
+
+
+def test_only_histograms_that_were_observed_are_shown_again() -> None:
+    histograms = Histograms(["x", "y"], (1.0,))
+    assert len(histograms.since([Reading("x", 0.5, times=3), Reading("y", 2.0)])) == 8
+    again = histograms.since([Reading("y", 0.5)])
+    assert {(one.metric, one.labels.get("le")): one.value for one in again} == {
+        ("y_bucket", "1.0"): 1, ("y_bucket", "+Inf"): 2, ("y_count", None): 2, ("y_sum", None): 2.5,
+    }  # fmt: skip
