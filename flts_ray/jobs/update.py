@@ -175,8 +175,9 @@ def _idle(
 
 def _updated(config: Config, champion: Finalist, data: SeriesArrays, folder: Path) -> Finalist:
     """The updated champion, saved in `folder` and loaded from there."""
-    device = "cuda" if config.tune.gpus_per_trial else "cpu"
-    compute = Compute(device=device, seed=config.tune.seed)
+    tune = config.tune
+    device = "cpu" if tune.device == "auto" and not tune.gpus_per_trial else tune.device
+    compute = Compute(device=device, seed=tune.seed)
     fitted = champion.fitted
     kind = fitted.spec.kind
     if config.gate.update_learns == "bands":

@@ -25,7 +25,13 @@ class State(NamedTuple):
 
 
 def read(layers: nn.RNNBase, x: torch.Tensor) -> list[State]:
-    """State of each layer after the sequences x [n, T, hidden], from a zero state."""
+    """State of each layer after the sequences x [n, T, hidden], from a zero state.
+
+    Never in half precision: cuDNN would choose float16, in which small gradients vanish.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return read(layers, x.to(layers.get_parameter("weight_ih_l0").dtype))
     _, last = layers(x)
     if isinstance(last, tuple):
         return [State(h, c) for h, c in zip(*last, strict=True)]
@@ -42,9 +48,10 @@ def step_from(layers: nn.RNNBase, x: torch.Tensor, states: list[State]) -> torch
         if layer:
             x = functional.dropout(x, layers.dropout, layers.training)
         spread = State(hidden[:, None], None if cell is None else cell[:, None])
-        x = _step(
-            _from_input(layers, layer, x), _from_state(layers, layer, hidden)[:, None], spread
-        ).hidden
+        # Products may come in half precision, states do not, and a gate wants one type.
+        ahead = _from_input(layers, layer, x).to(hidden.dtype)
+        back = _from_state(layers, layer, hidden).to(hidden.dtype)
+        x = _step(ahead, back[:, None], spread).hidden
     return x
 
 

@@ -235,13 +235,18 @@ def _device(asked: str) -> str:
             f"tune.device {asked!r}: torch sees no CUDA device here; use cpu or auto, or give "
             "each trial one with tune.gpus_per_trial"
         )
+    if asked.startswith("cuda:") and int(asked[5:]) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"tune.device {asked!r}: torch sees {torch.cuda.device_count()} CUDA devices here, "
+            "numbered from 0; where Ray gives a trial one, that is cuda"
+        )
     return asked
 
 
 def _fresh(shape: Shape, seed: int) -> SegmentNet:
     """A network with weights drawn from the seed; the global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # that of the processor alone
         return SegmentNet(shape)
 
 

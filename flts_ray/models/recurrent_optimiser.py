@@ -48,7 +48,8 @@ class Optimiser:
         norm = torch.nn.utils.get_total_norm(gradients)
         torch._foreach_mul_(gradients, (self.clip_norm / (norm + 1e-6)).clamp_max(1.0))
         broken = (~torch.isfinite(norm)).float()
-        torch._foreach_add_(self._steps, 1.0 - broken)
+        # Without alpha torch asks for the number itself, and the processor waits.
+        torch._foreach_add_(self._steps, 1.0 - broken, alpha=1.0)
         torch._fused_adamw_(
             self.weights,
             gradients,

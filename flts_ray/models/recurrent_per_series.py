@@ -273,4 +273,5 @@ class _Best:
         usable = self.held.counted & self.held.calibrates[:, None]
         series, slots = torch.nonzero(usable, as_tuple=True)
         kept = torch.linspace(0, max(len(series) - 1, 0), min(len(series), MAX_WINDOWS)).long()
+        kept = kept.to(series.device)
         return series[kept], slots[kept]

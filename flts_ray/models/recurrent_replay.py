@@ -9,6 +9,7 @@ unrecorded on a CPU; a device or driver that cannot record does the work as it c
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 import torch
@@ -40,14 +41,22 @@ class Replayed:
 
 def recorder(device: torch.device) -> Record | None:
     """How work is recorded on this device; None for a CPU, which waits for nobody."""
-    return _cuda_graph if device.type == "cuda" else None
+    return partial(_cuda_graph, device) if device.type == "cuda" else None
 
 
-def _cuda_graph(work: Work) -> Work:
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        work()
+def _cuda_graph(device: torch.device, work: Work) -> Work:
+    # Recording listens to the current device alone: work on another one would run, unrecorded.
+    # One that breaks off leaves its stream the current one.
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        before = generator.clone_state()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                work()
+        except RuntimeError:
+            generator.graphsafe_set_state(before)  # or it would wait for the end of the recording
+            raise
     replay: Work = graph.replay
     return replay
 

@@ -56,12 +56,11 @@ class Stack:
         shape = self.net.shape
         with half_precision(weights.device):
             raw = run(self.views(weights), self.net.linear, batch.inputs, shape, training=True)
-        levels = torch.tensor(shape.levels, dtype=raw.bands.dtype, device=raw.bands.device)
         weight = batch.scale.clamp_max(MAX_WEIGHT).expand_as(batch.target)
         target, counted, weight = (
             laid(each, shape) for each in (batch.target, batch.counted, weight)
         )
-        loss, sharp = BandLoss.apply(*raw, target, counted, weight, levels[:, None], mean_weight)
+        loss, sharp = BandLoss.apply(*raw, target, counted, weight, shape.levels, mean_weight)
         return loss, sharp
 
 
@@ -107,7 +106,7 @@ class StackOptimiser:
             [self._first],
             [self._second],
             [],
-            [torch.tensor(float(self.step_number), device=gradient.device)],
+            [torch.full((), float(self.step_number), device=gradient.device)],
             lr=rate,
             beta1=BETAS[0],
             beta2=BETAS[1],

@@ -82,7 +82,7 @@ def mean_and_quantiles(raw: Raw, levels: Sequence[float]) -> tuple[torch.Tensor,
 class BandLoss(torch.autograd.Function):
     """`recurrent_net.forecast_loss` of each network: the sum to minimise and its pinball part.
 
-    target, counted, weight: [S, N]; levels: [Q, 1]; both results: [S].
+    target, counted, weight: [S, N]; levels: Q numbers; both results: [S].
     """
 
     @staticmethod
@@ -93,14 +93,16 @@ class BandLoss(torch.autograd.Function):
         target: torch.Tensor,
         counted: torch.Tensor,
         weight: torch.Tensor,
-        levels: torch.Tensor,
+        levels: Sequence[float],
         mean_weight: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         share = counted / counted.sum(1, keepdim=True).clamp_min(1.0)
-        mean, quantiles = mean_and_quantiles(Raw(bands, base), levels.flatten().tolist())
+        mean, quantiles = mean_and_quantiles(Raw(bands, base), levels)
         width = quantiles[:, -1] - quantiles[:, 0]
         error = target[:, None] - quantiles
-        slope = (error < 0).to(error.dtype).sub_(levels).mul_((weight * share)[:, None])
+        slope = (error < 0).to(error.dtype)
+        slope.sub_(torch.tensor(levels, dtype=error.dtype, device=error.device)[:, None])
+        slope.mul_((weight * share)[:, None])
         slope.div_(len(levels))
         sharp = -(slope * error).sum((1, 2))
         missed = (mean - target).mul_(weight)
@@ -121,14 +123,14 @@ def _of_bands(
     of_mean: torch.Tensor,
     width: torch.Tensor,
     bands: torch.Tensor,
-    levels: torch.Tensor,
+    levels: Sequence[float],
 ) -> torch.Tensor:
     """Gradient of the bands from those of the quantiles [S, Q, N] and of the mean [S, N].
 
     The width that the mean is measured in counts as given.
     """
     found = torch.empty_like(bands)
-    count, middle = len(levels), levels.flatten().tolist().index(0.5)
+    count, middle = len(levels), levels.index(0.5)
     torch.mul(of_mean, width, out=found[:, 1])
     found[:, 0] = slope.sum(1).add_(of_mean)
     # A gap moves all quantiles on its far side from the median: sums from the outside in.

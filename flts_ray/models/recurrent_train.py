@@ -48,10 +48,12 @@ def train(
     """Train `net` in place; after each epoch give the pinball loss and the averaged network.
 
     origins: (series, origins) of the training windows.
-    Deterministic for a seed on one device. The global random state is left as it was.
+    Deterministic for a seed on a processor; a GPU may add in another order. The global random
+    state is left as it was.
     """
     device = windows.y.device
     judged = copy.deepcopy(net)
+    judged.cell.flatten_parameters()  # a copy does not lie together, as cuDNN wants it
     orders = list(epoch_orders(len(origins[0]), schedule))
     total = sum(-(-len(order) // schedule.batch) for order in orders)
     step, steps = 0, _Steps(net, judged, windows, origins, schedule)
@@ -107,7 +109,9 @@ class _Steps:
         self._levels = torch.tensor(net.shape.levels, dtype=torch.float32, device=device)
         self._sums = torch.zeros(2, device=device)
         self._chosen = torch.zeros(schedule.batch, dtype=torch.long, device=device)
-        self._full = Replayed(lambda: self._learn(self._chosen), recorder(device))
+        # Between layers cuDNN draws from a state of its own, which moves with every new seed.
+        record = None if net.cell.dropout else recorder(device)
+        self._full = Replayed(lambda: self._learn(self._chosen), record)
 
     def take(self, chosen: torch.Tensor, rate: float) -> None:
         """Learn from the windows of these numbers."""
