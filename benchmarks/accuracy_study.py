@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flts_ray.config import load_config
-from flts_ray.evaluate.backtest import Origins
+from flts_ray.evaluate.backtest import Origins, backtest
 from flts_ray.evaluate.finalists import Judged, best_on_validation, common_origins, judge_one
 from flts_ray.jobs.session import ray_cluster
 from flts_ray.narrate import ConsoleNarrator
@@ -127,7 +127,7 @@ def run(path: str, overrides: Sequence[str], narrator: Narrator) -> dict[str, An
 
 
 def _entry(one: Judged, data: SeriesArrays, origins: Origins) -> dict[str, Any]:
-    result = one.backtest
+    result = backtest(one.finalist.fitted, data, origins)
     return {
         "model": one.finalist.name,
         "valid_score": one.finalist.valid_score,

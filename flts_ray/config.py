@@ -110,7 +110,7 @@ class PrepareConfig(Section):
     """Values beyond this many 1-99 % ranges outside the 1st or 99th percentile of the training
     span are clipped in what models see, never in what they are judged on; None: never."""
     constant: Literal["quarantine", "keep"] = "quarantine"
-    """What to do with series that never change (all zero included)."""
+    """What to do with series that never change within the training span (all zero included)."""
     missing_future: Literal["quarantine", "carry"] = "quarantine"
     """A row without the value of a known-future covariate: quarantine the series, naming the
     column and the stamp, or carry the last value on."""
@@ -184,10 +184,16 @@ class TuneConfig(Section):
     asha_grace_epochs: int = Field(2, ge=1)
     asha_reduction: float = Field(3, gt=1)
     validation_stride: int | None = Field(None, ge=1)
-    """Steps between validation origins; None: chosen so that at most 200 a series are used."""
+    """Steps between validation origins; None: chosen so that at most 200 a series are used, and of
+    all series 262,144."""
     by_bucket_rows: int = Field(20_000_000, ge=0)
     """Of a prepared set with more rows, the linear model's refit sums the windows bucket by bucket
     on the cluster, and twenty times as many of them."""
+
+    @property
+    def where(self) -> str:
+        """`device`; for auto without a GPU a trial the CPU, because Ray hides no GPU from it."""
+        return "cpu" if self.device == "auto" and not self.gpus_per_trial else self.device
 
 
 class JudgeConfig(Section):

@@ -76,7 +76,9 @@ class Frequency:
         """Steps in the shortest natural cycle: a day below one day, else a week, else a year."""
         if self.step_us < US_PER_DAY:
             return max(1, US_PER_DAY // self.step_us)
-        return max(1, 7 * US_PER_DAY // self.step_us) if self.step_us < 7 * US_PER_DAY else 52
+        if self.step_us < 7 * US_PER_DAY:
+            return max(1, 7 * US_PER_DAY // self.step_us)
+        return max(1, round(365.25 * US_PER_DAY / self.step_us))
 
     @classmethod
     def of_step(cls, step_us: int) -> Frequency:

@@ -41,6 +41,7 @@ from flts_ray.services import Narrator, Services
 from flts_ray.sources.snapshot import snapshot_name
 from flts_ray.tune.blend import Blended, blend_best
 from flts_ray.tune.blend_log import TEST_TABLE, logged_blend
+from flts_ray.tune.held import Held
 from flts_ray.tune.outcome import StudyResult, read_outcomes, study_id
 from flts_ray.tune.progress import StudyView
 from flts_ray.tune.refit import refit_best
@@ -109,6 +110,7 @@ def train(
     prepared = run_prepare(config, narrator, force=force)
     tell_prepared(config, services, prepared)
     data = prepared.arrays()
+    held = Held(data)
     incumbent = load_champion(services)
     if incumbent is not None:  # told now, not after the study
         check_comparable(incumbent, task_of(config), data)
@@ -119,8 +121,8 @@ def train(
         tracked_run(config, prepared.hash, folder, runs, resume=resume) as parent,
         study_events(services.events, config, parent, folder) as told,
     ):
-        study = run_tuning(config, data, folder, runs, parent, narrator, told)
-        singles = refitted(config, prepared, data, folder, study, narrator)
+        study = run_tuning(config, data, folder, runs, parent, narrator, told, held)
+        singles = refitted(config, prepared, data, folder, study, narrator, held)
         made = blended(config, data, folder, study, singles, narrator)
         finalists = logged_blend(runs, parent, folder, made, singles)
         log_refits(runs, finalists)
@@ -191,6 +193,7 @@ def run_tuning(
     parent: str,
     narrator: Narrator,
     told: TrialEvents,
+    held: Held | None = None,
 ) -> StudyResult:
     """Run what is not over yet of the study in `folder`."""
     plans = sample_trials(config.models, config.tune.seed)
@@ -206,7 +209,9 @@ def run_tuning(
             told(view)
             show(view)
 
-        study = run_study(config, data, folder, runs, parent, resume=True, on_progress=on_progress)
+        study = run_study(
+            config, data, folder, runs, parent, resume=True, on_progress=on_progress, held=held
+        )
     told.ended(study.outcomes)
     failed = [outcome.trial_id for outcome in study.outcomes if outcome.status == "failed"]
     pending = [outcome.trial_id for outcome in study.outcomes if outcome.status == "pending"]
@@ -226,10 +231,11 @@ def refitted(
     folder: Path,
     study: StudyResult,
     narrator: Narrator,
+    held: Held | None = None,
 ) -> list[Finalist]:
     """The best trial of each kind, refitted up to the test span."""
     narrator.step("Refit", "the best of each kind on training and validation span")
-    return finalists_of(config, study, refit_best(study, data, folder, config, prepared))
+    return finalists_of(config, study, refit_best(study, data, folder, config, prepared, held))
 
 
 def blended(

@@ -201,7 +201,7 @@ def refused(decision: Decision, why: str) -> Decision:
 
 def parity_of(config: Config, data: SeriesArrays, candidate: Judged) -> ParityResult:
     """Compare forecasts in memory and over HTTP on a few windows of the test span."""
-    origins = candidate.backtest.origins
+    origins = candidate.scored.origins
     chosen = np.unique(np.linspace(0, len(origins) - 1, PARITY_WINDOWS).round().astype(int))
     fitted, sample = candidate.finalist.fitted, origins.part(chosen)
     windows = windows_at(

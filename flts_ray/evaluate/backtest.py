@@ -33,6 +33,12 @@ class Origins:
     def part(self, rows: slice | np.ndarray) -> Origins:
         return Origins(self.series[rows], self.positions[rows])
 
+    def thinned(self, most: int) -> Origins:
+        """At most so many of these, evenly spread."""
+        if len(self) <= most:
+            return self
+        return self.part(np.linspace(0, len(self) - 1, most).round().astype(np.int64))
+
 
 @dataclass(frozen=True)
 class Backtest:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from flts_ray.config import JudgeConfig
 from flts_ray.errors import ConfigError, DataError
-from flts_ray.evaluate.backtest import Backtest, Origins, backtest, choose_origins
+from flts_ray.evaluate.backtest import Origins, backtest, choose_origins
 from flts_ray.evaluate.gate import ScoredWindows
 from flts_ray.evaluate.leakage import AuditResult, leakage_audit
 from flts_ray.evaluate.rolling import rolling_backtest
@@ -53,15 +53,13 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the test span said about one finalist. kept: with bands kept up to date, where they
-    can be."""
+    """What the test span said about one finalist; its forecasts, which of many series are larger
+    than the set itself, are not kept."""
 
     finalist: Finalist
-    backtest: Backtest
     board: Scoreboard
     scored: ScoredWindows
     audit: AuditResult
-    kept: Backtest | None = None
 
     @property
     def name(self) -> str:
@@ -143,20 +141,19 @@ def judge_one(
 
     Scores and audit are of the model as it is; a second backtest shows its bands kept up to date.
     """
-    fitted, every = finalist.fitted, judge.update_every
-    result = backtest(fitted, data, origins)
-    kept = None if every == 0 else rolling_backtest(fitted, data, origins, every)
+    board, scored = _scores(finalist, data, origins, judge)
+    return Judged(finalist, board, scored, leakage_audit(finalist.fitted, data, origins, seed))
+
+
+def _scores(
+    finalist: Finalist, data: SeriesArrays, origins: Origins, judge: JudgeConfig
+) -> tuple[Scoreboard, ScoredWindows]:
+    name, kind, every = finalist.name, finalist.kind, judge.update_every
+    result = backtest(finalist.fitted, data, origins)
+    scored = ScoredWindows.of(name, kind, result, data.stats.scale, judge.score)
+    kept = None if every == 0 else rolling_backtest(finalist.fitted, data, origins, every)
     step_us = data.contract.frequency.step_us
-    return Judged(
-        finalist=finalist,
-        backtest=result,
-        board=score_board(finalist.name, finalist.kind, result, data.stats, kept, step_us),
-        scored=ScoredWindows.of(
-            finalist.name, finalist.kind, result, data.stats.scale, judge.score
-        ),
-        audit=leakage_audit(fitted, data, origins, seed),
-        kept=kept,
-    )
+    return score_board(name, kind, result, data.stats, kept, step_us), scored
 
 
 def check_comparable(registered: Finalist, task: Task, data: SeriesArrays) -> None:

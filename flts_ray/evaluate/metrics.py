@@ -12,6 +12,7 @@ in-sample seasonal-naive error of each window's series. A group without observed
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from flts_ray.errors import DataError
 from flts_ray.evaluate.backtest import Backtest
 from flts_ray.models.losses import pinball as pinball_loss
 
+WINDOWS_AT_ONCE = 1024
+"""Windows whose losses at all levels exist at a time."""
 Average = Callable[[np.ndarray], np.ndarray]
 """Takes losses [n, H] with NaN where not observed, returns one number a group."""
 
@@ -83,6 +86,18 @@ def mase(
     return average(np.abs(actual - median) / scale[:, None])
 
 
+def over_levels(actual: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> np.ndarray:
+    """Pinball loss averaged over the levels, float64 [n, H], NaN where nothing was observed.
+
+    Some windows at a time: the losses of all levels are many times as large as the result.
+    """
+    found = np.empty(actual.shape)
+    for start in range(0, len(actual), WINDOWS_AT_ONCE):
+        rows = slice(start, start + WINDOWS_AT_ONCE)
+        found[rows] = pinball_loss(actual[rows], quantiles[rows], levels).mean(axis=-1)
+    return found
+
+
 def pinball(
     actual: np.ndarray,
     quantiles: np.ndarray,
@@ -94,7 +109,7 @@ def pinball(
     Half the absolute error for the single level 0.5; with many levels it approaches half the
     continuous ranked probability score (Gneiting & Raftery 2007).
     """
-    return average(pinball_loss(actual, quantiles, levels).mean(axis=-1))
+    return average(over_levels(actual, quantiles, levels))
 
 
 def scaled_pinball(
@@ -108,8 +123,7 @@ def scaled_pinball(
 
     The scaling of the M5 uncertainty competition (Makridakis et al. 2022) with a seasonal scale.
     """
-    each = pinball_loss(actual, quantiles, levels).mean(axis=-1)
-    return average(each / scale[:, None])
+    return average(over_levels(actual, quantiles, levels) / scale[:, None])
 
 
 def composite(
@@ -143,6 +157,53 @@ def band_width(
     return average(np.where(np.isnan(actual), np.nan, upper - lower))
 
 
+@dataclass(frozen=True)
+class WindowLosses:
+    """What a score reads of each window, in numbers that do not depend on the other windows.
+
+    observed: int64 [n], observed values; sums: float64 [n, k], sums of k losses over them.
+    """
+
+    score: Score
+    observed: np.ndarray
+    sums: np.ndarray
+
+    @classmethod
+    def of(cls, bt: Backtest, scale: np.ndarray, score: Score) -> WindowLosses:
+        """scale: float64 [n_series], `SeriesStats.scale`."""
+        losses = _losses(bt, scale[bt.origins.series], score)
+        observed = np.sum(~np.isnan(bt.actual), axis=1)
+        return cls(score, observed, np.stack([np.nansum(one, axis=1) for one in losses], axis=1))
+
+    @classmethod
+    def joined(cls, parts: Sequence[WindowLosses]) -> WindowLosses:
+        """The windows of one part or more, one after the other."""
+        observed = np.concatenate([part.observed for part in parts])
+        return cls(parts[0].score, observed, np.concatenate([part.sums for part in parts]))
+
+    def scores(self) -> np.ndarray:
+        """See `window_scores`."""
+        n = len(self.observed)
+        total = np.full(n, np.sum(self.observed) / max(1, n))
+        share = [_ratio(column, total) for column in self.sums.T]
+        if self.score == "rmse":
+            found = _expand_root(share[0])
+        elif self.score == "composite":
+            found = 0.5 * _expand_root(share[0]) + 0.3 * share[1] + 0.2 * share[0]
+        elif self.score == "wape":
+            found = _ratio(share[0], np.full(n, share[1].mean() if n else np.nan))
+        else:
+            found = share[0]
+        if not n or not np.isfinite(found).all():
+            raise DataError(
+                f"judge.score: {self.score} is undefined on these {n} windows (nothing observed, "
+                "or only zeros where the score divides by the values); choose another score or "
+                "enlarge the test span",
+                field="judge.score",
+            )
+        return found
+
+
 def window_scores(bt: Backtest, scale: np.ndarray, score: Score) -> np.ndarray:
     """What each window contributes to the score, float64 [n], lower is better.
 
@@ -154,39 +215,24 @@ def window_scores(bt: Backtest, scale: np.ndarray, score: Score) -> np.ndarray:
     contribution m (the infinitesimal jackknife, Efron 1982), whose mean is R again.
     Raises DataError where the score is undefined.
     """
-    actual, median, scales = bt.actual, bt.median, scale[bt.origins.series]
-    share = _shares(actual)
+    return WindowLosses.of(bt, scale, score).scores()
+
+
+def _losses(bt: Backtest, scales: np.ndarray, score: Score) -> list[np.ndarray]:
+    """The losses whose sums a score is made of, each [n, H], NaN where nothing was observed."""
+    actual, median, each = bt.actual, bt.median, scales[:, None]
     if score == "rmse":
-        found = _expand_root(share((actual - bt.mean) ** 2))
-    elif score == "composite":
-        squared = share(((actual - bt.mean) / scales[:, None]) ** 2)
-        absolute = mase(actual, median, scales, share)
-        found = 0.5 * _expand_root(squared) + 0.3 * absolute + 0.2 * squared
-    elif score == "wape":
-        size = overall(np.abs(actual))
-        found = _ratio(mae(actual, median, share), np.broadcast_to(size, len(bt)))
-    elif score == "mae":
-        found = mae(actual, median, share)
-    elif score == "mase":
-        found = mase(actual, median, scales, share)
-    elif score == "pinball":
-        found = pinball(actual, bt.quantiles, bt.levels, share)
-    else:
-        found = scaled_pinball(actual, bt.quantiles, bt.levels, scales, share)
-    if not len(found) or not np.isfinite(found).all():
-        raise DataError(
-            f"judge.score: {score} is undefined on these {len(bt)} windows (nothing observed, "
-            "or only zeros where the score divides by the values); choose another score or "
-            "enlarge the test span",
-            field="judge.score",
-        )
-    return found
-
-
-def _shares(actual: np.ndarray) -> Average:
-    """An average with one group a window, whose mean is the overall average."""
-    per_window = np.sum(~np.isnan(actual)) / max(1, len(actual))
-    return lambda losses: _ratio(np.nansum(losses, axis=1), np.full(len(losses), per_window))
+        return [(actual - bt.mean) ** 2]
+    if score == "composite":
+        return [((actual - bt.mean) / each) ** 2, np.abs(actual - median) / each]
+    if score == "wape":
+        return [np.abs(actual - median), np.abs(actual)]
+    if score == "mae":
+        return [np.abs(actual - median)]
+    if score == "mase":
+        return [np.abs(actual - median) / each]
+    losses = over_levels(actual, bt.quantiles, bt.levels)
+    return [losses if score == "pinball" else losses / each]
 
 
 def _expand_root(squared: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ the numbers beside a frozen backtest say what the bands alone owe to being kept 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,8 @@ from flts_ray.models.news import same_contract
 from flts_ray.panel import steps_after
 from flts_ray.prepare.arrays import SeriesArrays
 
+WINDOWS_AT_ONCE = 2**13
+"""Windows of one update that are forecast together."""
 MOST_UPDATES = 200
 """Of one backtest; a longer span is updated more seldom."""
 
@@ -45,14 +48,15 @@ def rolling_backtest(
     step = every or default_every(data.contract.season, fitted.spec.task.horizon)
     instants = update_instants(data, step)
     at = np.searchsorted(instants, instants_of(data, origins), side="right") - 1
-    parts, model = [], fitted
+    made, model = _empty(fitted, data, origins), fitted
     kept = follower(fitted.spec.kind)
     for number in range(int(at.max(initial=-1)) + 1):
         model = kept.follow(model, known_at(data, int(instants[number])))
-        rows = np.flatnonzero(at == number)
-        if len(rows):
-            parts.append((rows, backtest(model, data, origins.part(rows))))
-    return _joined(parts, origins, data)
+        for rows in _some(np.flatnonzero(at == number)):
+            part = backtest(model, data, origins.part(rows))
+            made.mean[rows], made.quantiles[rows] = part.mean, part.quantiles
+            made.actual[rows] = part.actual
+    return made
 
 
 def update_instants(data: SeriesArrays, every: int) -> np.ndarray:
@@ -73,20 +77,19 @@ def known_at(data: SeriesArrays, instant_us: int) -> SeriesArrays:
     return replace(data, train_end=np.minimum(data.train_end, valid_end), valid_end=valid_end)
 
 
-def _joined(
-    parts: list[tuple[np.ndarray, Backtest]], origins: Origins, data: SeriesArrays
-) -> Backtest:
-    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
-    first = parts[0][1]
+def _some(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """A few rows at a time, so that their forecasts do not lie twice in memory."""
+    return (rows[start : start + WINDOWS_AT_ONCE] for start in range(0, len(rows), WINDOWS_AT_ONCE))
 
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for _, part in parts])[order]
 
-    return replace(
-        first,
+def _empty(fitted: Fitted, data: SeriesArrays, origins: Origins) -> Backtest:
+    """A backtest of these origins without forecasts yet."""
+    task, n = fitted.spec.task, len(origins)
+    return Backtest(
         origins=origins,
         origin_us=instants_of(data, origins),
-        mean=joined("mean"),
-        quantiles=joined("quantiles"),
-        actual=joined("actual"),
+        levels=task.levels,
+        mean=np.empty((n, task.horizon)),
+        quantiles=np.empty((n, task.horizon, len(task.levels))),
+        actual=np.empty((n, task.horizon)),
     )

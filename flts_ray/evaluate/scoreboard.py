@@ -18,7 +18,7 @@ import pyarrow as pa
 from flts_ray.errors import DataError
 from flts_ray.evaluate import metrics
 from flts_ray.evaluate.backtest import Backtest
-from flts_ray.evaluate.calibration import calibration_error, coverage_table, pit_table
+from flts_ray.evaluate.calibration import coverage_table, distance, level_coverage, pit_table
 from flts_ray.evaluate.coverage import bands_table
 from flts_ray.prepare.arrays import SeriesStats
 
@@ -56,8 +56,11 @@ class Scoreboard:
         }
 
 
-def measures(bt: Backtest, scale: np.ndarray, average: metrics.Average) -> dict[str, np.ndarray]:
-    """Every measure of a backtest, by group. scale: float64 [n], one a window.
+def measures(
+    bt: Backtest, scale: np.ndarray, average: metrics.Average, covered: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Every measure of a backtest, by group. scale: float64 [n], one a window; covered: [groups,
+    Q], its `level_coverage`.
 
     Raises DataError if the backtest lacks a level that bounds the 80 % or 95 % band.
     """
@@ -66,18 +69,19 @@ def measures(bt: Backtest, scale: np.ndarray, average: metrics.Average) -> dict[
         (bt.quantile(0.1), bt.quantile(0.9)),
         (bt.quantile(0.025), bt.quantile(0.975)),
     )
+    pinball = metrics.over_levels(actual, bt.quantiles, bt.levels)
     return {
         "rmse": metrics.rmse(actual, bt.mean, average),
         "mae": metrics.mae(actual, median, average),
         "wape": metrics.wape(actual, median, average),
         "mase": metrics.mase(actual, median, scale, average),
-        "pinball": metrics.pinball(actual, bt.quantiles, bt.levels, average),
-        "scaled_pinball": metrics.scaled_pinball(actual, bt.quantiles, bt.levels, scale, average),
+        "pinball": average(pinball),
+        "scaled_pinball": average(pinball / scale[:, None]),
         "composite": metrics.composite(actual, bt.mean, median, scale, average),
         "coverage_80": metrics.coverage(actual, *band_80, average),
         "coverage_95": metrics.coverage(actual, *band_95, average),
         "width_80": metrics.band_width(actual, *band_80, average),
-        "calibration_error": calibration_error(actual, bt.quantiles, bt.levels, average),
+        "calibration_error": distance(covered, bt.levels),
     }
 
 
@@ -101,7 +105,8 @@ def score_board(
     average = metrics.together(
         metrics.overall, metrics.by_step, metrics.by_series(group, len(series))
     )
-    found = measures(bt, stats.scale[bt.origins.series], average)
+    covered = level_coverage(bt.actual, bt.quantiles, bt.levels, average)
+    found = measures(bt, stats.scale[bt.origins.series], average, covered)
     steps = bt.actual.shape[1]
     observed = np.sum(~np.isnan(bt.actual), axis=1)
     return Scoreboard(
@@ -125,8 +130,8 @@ def score_board(
             },
             {key: values[1 + steps :] for key, values in found.items()},
         ),
-        pit=pit_table(bt),
-        coverage=coverage_table(bt),
+        pit=pit_table(bt, covered[0]),
+        coverage=coverage_table(bt, covered[: 1 + steps]),
         bands=pa.table({}) if step_us is None else bands_table(bt, kept, step_us),
     )
 

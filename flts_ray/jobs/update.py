@@ -175,9 +175,7 @@ def _idle(
 
 def _updated(config: Config, champion: Finalist, data: SeriesArrays, folder: Path) -> Finalist:
     """The updated champion, saved in `folder` and loaded from there."""
-    tune = config.tune
-    device = "cpu" if tune.device == "auto" and not tune.gpus_per_trial else tune.device
-    compute = Compute(device=device, seed=tune.seed)
+    compute = Compute(device=config.tune.where, seed=config.tune.seed)
     fitted = champion.fitted
     kind = fitted.spec.kind
     if config.gate.update_learns == "bands":

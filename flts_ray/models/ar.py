@@ -32,7 +32,6 @@ from flts_ray.models.ar_map import LinearMap, Sample
 from flts_ray.models.ar_prior import Shrinkage
 from flts_ray.models.ar_settings import Settings, layout_of, reach_of, settings_of
 from flts_ray.models.ar_sums import MAX_BYTES, Sums
-from flts_ray.models.bands import width_of
 from flts_ray.models.base import (
     Compute,
     Fitted,
@@ -47,6 +46,7 @@ from flts_ray.models.follow import followed, with_bands
 from flts_ray.models.memory import Memory, split_memory, stored
 from flts_ray.models.news import News, learned, news_of
 from flts_ray.models.spread import Spread
+from flts_ray.models.support import floored
 from flts_ray.models.volatility import Volatility, local_scale
 from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows, origins_in, widened
 from flts_ray.prepare.covariates import check_ahead, check_future
@@ -79,24 +79,30 @@ class FittedAR:
 
     def forecast(self, windows: Windows) -> Forecast:
         """See `Fitted.forecast`; any series can be forecast."""
+        mean, quantiles, _ = self._banded(windows)
+        found = floored(windows.last(self.spec.lookback).y, mean, quantiles)
+        return Forecast(windows.ids, windows.origin_us, self.spec.task.levels, *found)
+
+    def served(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+        """Quantiles and the scale of their bands; see `recent_scores.Ask`."""
+        return self._banded(windows)[1:]
+
+    def _banded(self, windows: Windows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, quantiles and the scale of their bands."""
         calibrate.check_lookback(windows, self.spec.lookback)
         check_ahead(windows)
         windows, task = windows.last(self.spec.lookback), self.spec.task
         rows = calibrate.known_rows(windows.ids, self.stats)
         mean = np.empty((len(windows), task.horizon))
+        width = np.empty_like(mean)
         quantiles = np.empty((*mean.shape, len(task.levels)))
         for part in calibrate.chunks(len(windows), calibrate.CHUNK // 4):
             chunk = windows.part(part)
             scale = calibrate.series_scale(chunk, self.stats)
             mean[part] = self._mean(chunk, scale, rows[part])
-            width = local_scale(chunk, scale, rows[part], self.volatility)
-            quantiles[part] = self.band.apply(mean[part], width, rows[part])
-        return Forecast(windows.ids, windows.origin_us, task.levels, mean, quantiles)
-
-    def served(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-        """Quantiles and the scale of their bands; see `recent_scores.Ask`."""
-        seen = windows.last(self.spec.lookback)
-        return self.forecast(windows).quantiles, width_of(seen, self.stats, self.volatility)
+            width[part] = local_scale(chunk, scale, rows[part], self.volatility)
+            quantiles[part] = self.band.apply(mean[part], width[part], rows[part])
+        return mean, quantiles, width
 
     def _mean(self, windows: Windows, scale: np.ndarray, rows: np.ndarray) -> np.ndarray:
         future = future_features(windows, replace(self.layout, lookback=self.spec.lookback))

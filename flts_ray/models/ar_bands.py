@@ -17,6 +17,7 @@ from flts_ray.models.ar_choice import Choice, out_of_fold
 from flts_ray.models.ar_features import Layout
 from flts_ray.models.ar_map import Sample, moments_of
 from flts_ray.models.bands import Bands, Scored, fit_bands
+from flts_ray.models.phases import phase_of
 from flts_ray.models.volatility import Sign, seen_signs, signs_of
 
 Levels = tuple[float, ...]
@@ -42,7 +43,7 @@ def calibrated(
     judged = _scored(valid, _chosen_mean(valid, seen, choice), seen, signs)
     crossed = _crossed(training, layout, choice, seen, signs)
     calibrating = crossed + _as_dense(judged, crossed)
-    bands = fit_bands(calibrating, signs, levels, training.data.n_series)
+    bands = fit_bands(calibrating, signs, levels, training.data.n_series, layout.season)
     shown = judged if len(judged) else crossed
     loss = bands.loss(shown, levels)
     return Calibrated(bands, {"valid_loss": loss, "valid_mae": float(np.nanmean(shown.error))})
@@ -74,11 +75,13 @@ def _thinned(sample: Sample, season: int) -> Sample:
 
 def _scored(sample: Sample, mean: np.ndarray, layout: Layout, signs: tuple[Sign, ...]) -> Scored:
     scale, shown = np.empty(len(mean)), np.empty((len(mean), len(signs)))
+    phase = np.empty(len(mean), np.int64)
     for part, windows, of_series, _ in sample.chunks(layout):
         scale[part] = of_series
         shown[part] = seen_signs(windows.y, of_series, signs)
+        phase[part] = phase_of(windows)
     actual = sample.actuals(layout.horizon)
-    return Scored(actual, mean, scale, shown, sample.series, sample.origins)
+    return Scored(actual, mean, scale, shown, sample.series, sample.origins, phase)
 
 
 def _chosen_mean(sample: Sample, layout: Layout, choice: Choice) -> np.ndarray:

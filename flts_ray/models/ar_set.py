@@ -43,7 +43,8 @@ def bucket_sums(fitted: FittedAR, data: SeriesArrays, stride: int) -> Sums:
     """
     whole = widened(data)
     lookback, horizon = fitted.summed, fitted.spec.task.horizon
-    sample = Sample(whole, *origins_in(whole, "train", lookback, horizon, stride))
+    origins = origins_in(whole, "train", lookback, horizon, stride, staggered=True)
+    sample = Sample(whole, *origins)
     # An owner that lies in another bucket has no windows here.
     owners = [fitted.stats.ids[row] for row in fitted.recipe.owners]
     here = replace(fitted.recipe, owners=known_rows(owners, data.stats))

@@ -61,12 +61,15 @@ class Sums:
 
 
 def stride_of(series: np.ndarray, origins: np.ndarray) -> int:
-    """Steps between neighbouring windows of one series; 1 where no series has two.
+    """Steps between neighbouring windows of one series.
 
-    Windows beside a gap are further apart than those of the stride, never closer.
+    Windows beside a gap are further apart than those of the stride, never closer. Where no series
+    has two, they lie a stride apart or more; the steps over which all lie are near it.
     """
     apart = np.diff(origins)[np.diff(series) == 0]
-    return int(apart.min(initial=np.iinfo(np.int64).max)) if len(apart) else 1
+    if len(apart):
+        return int(apart.min())
+    return int(np.ptp(origins)) + 1 if len(origins) else 1
 
 
 def _added(

@@ -3,15 +3,17 @@
 Design choices: one rule for every model that forecasts a mean; windows from all over the training
 and the validation span calibrate, each forecast by a fit that has not seen it, because one
 season's errors say little about the next; scores are errors in units of what the window shows
-(`volatility.py`), so that calm and storm become exchangeable, and their order statistics, with
+(`volatility.py`) and of what the clock says (`phases.py`), so that calm and storm, night and day
+become exchangeable, and their order statistics, with
 the correction of split conformal prediction, are the bands (`calibrate.py`); how far bands follow
-the window is chosen by the pinball loss on blocks of time that had no say in it.
+both is chosen by the pinball loss on blocks of time that had no say in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from flts_ray.models.calibrate import (
     series_scale,
     share_apart,
 )
+from flts_ray.models.phases import at_steps, fit_phases, phase_of
 from flts_ray.models.volatility import Sign, Volatility, fit_volatility, local_scale, seen_signs
 from flts_ray.prepare.arrays import SeriesStats, Windows
 
@@ -31,7 +34,14 @@ BLOCKS = 4
 MAX_JUDGED = 2000
 """Windows on which the shares are judged."""
 SHARES = (0.0, 0.5, 1.0)
-"""Of the slopes, how far a band may follow the window."""
+"""How far a band may follow the window, or the clock."""
+
+
+class Follows(NamedTuple):
+    """Of the slopes and of the phases, what a band follows."""
+
+    window: float = 0.0
+    clock: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Scored:
     """Windows that calibrate, each forecast by a fit that has not seen it.
 
     actual: [n, H], NaN where not observed; mean: [n, H]; scale: [n]; all in the input's units;
-    seen: [n, k] of `seen_signs`; series, origins: int64 [n].
+    seen: [n, k] of `seen_signs`; series, origins: int64 [n]; phase: int64 [n] of `phase_of`.
     """
 
     actual: np.ndarray
@@ -48,12 +58,13 @@ class Scored:
     seen: np.ndarray
     series: np.ndarray
     origins: np.ndarray
+    phase: np.ndarray
 
     @classmethod
     def none(cls, horizon: int, signs: int) -> Scored:
         """No windows."""
         steps, at = np.zeros((0, horizon)), np.zeros(0, np.int64)
-        return cls(steps, steps, np.zeros(0), np.zeros((0, signs)), at, at)
+        return cls(steps, steps, np.zeros(0), np.zeros((0, signs)), at, at, at)
 
     def __len__(self) -> int:
         return len(self.series)
@@ -93,6 +104,11 @@ class Scored:
         return share_apart(self.series, self.origins, self.actual.shape[1])
 
     @property
+    def steps(self) -> int:
+        """Most steps of time that windows of one series cover."""
+        return int(covered_steps(self.series, self.origins)[1].max(initial=0))
+
+    @property
     def per_step(self) -> float:
         """Windows for each step of time that they cover."""
         return len(self) / max(int(covered_steps(self.series, self.origins)[1].sum()), 1)
@@ -116,11 +132,12 @@ def scored(
 ) -> Scored:
     """Windows and their forecasts; the windows reach back as far as the model looks."""
     scale = series_scale(windows, stats)
-    return Scored(actual, mean, scale, seen_signs(windows.y, scale, signs), series, origins)
+    shown = seen_signs(windows.y, scale, signs)
+    return Scored(actual, mean, scale, shown, series, origins, phase_of(windows))
 
 
 def width_of(windows: Windows, stats: SeriesStats, volatility: Volatility) -> np.ndarray:
-    """What the bands of each window are in units of, in the input's units: float64 [n].
+    """What the bands of each window are in units of, in the input's units: float64 [n, H].
 
     The windows reach back exactly as far as the model looks.
     """
@@ -137,7 +154,7 @@ class Bands:
 
     def over(self, windows: Scored) -> np.ndarray:
         """Quantiles of scored windows: [n, H, Q]."""
-        width = self.volatility.scale(windows.seen, windows.scale, windows.series)
+        width = _width(self.volatility, windows)
         return self.band.apply(windows.mean, width, windows.series)
 
     def loss(self, windows: Scored, levels: Sequence[float]) -> float:
@@ -146,43 +163,75 @@ class Bands:
 
 
 def fit_bands(
-    windows: Scored, signs: tuple[Sign, ...], levels: Sequence[float], n_series: int
+    windows: Scored,
+    signs: tuple[Sign, ...],
+    levels: Sequence[float],
+    n_series: int,
+    season: int = 1,
 ) -> Bands:
     """Bands that cover each level on windows exchangeable with these.
 
-    signs: those that `windows.seen` holds; n_series: rows of `SeriesStats`.
+    signs: those that `windows.seen` holds; n_series: rows of `SeriesStats`; season: steps whose
+    phases `windows.phase` counts.
     """
     windows = windows.in_order()
-    share = _share(windows, signs, levels, n_series) if signs else 0.0
-    return _fitted(windows, signs, levels, n_series, share)
+    best = Follows()
+    if signs:
+        tried = [Follows(window=share) for share in SHARES]
+        best = _best(windows, signs, levels, n_series, season, tried)
+    if season > 1:
+        tried = [best._replace(clock=share) for share in SHARES]
+        best = _best(windows, signs, levels, n_series, season, tried)
+    return _fitted(windows, signs, levels, n_series, season, best)
+
+
+def _width(told: Volatility, windows: Scored) -> np.ndarray:
+    horizon = windows.mean.shape[1]
+    return told.width(windows.seen, windows.scale, windows.series, windows.phase, horizon)
 
 
 def _fitted(
-    windows: Scored, signs: tuple[Sign, ...], levels: Sequence[float], n_series: int, share: float
+    windows: Scored,
+    signs: tuple[Sign, ...],
+    levels: Sequence[float],
+    n_series: int,
+    season: int,
+    follows: Follows,
 ) -> Bands:
-    apart, error = windows.apart, windows.error
-    told = fit_volatility(signs, windows.seen, error, windows.series, apart, n_series, share)
-    width = told.scale(windows.seen, windows.scale, windows.series)
+    apart, error, phases = windows.apart, windows.error, np.zeros(0)
+    if follows.clock:
+        phases = follows.clock * fit_phases(error, windows.phase, season, windows.steps / season)
+        error = error / at_steps(phases, windows.phase, error.shape[1])
+    told = fit_volatility(
+        signs, windows.seen, error, windows.series, apart, n_series, follows.window
+    )
+    told = replace(told, phases=phases)
+    width = _width(told, windows)
     band = residual_quantiles(windows.actual, windows.mean, width, windows.series, levels, apart)
     return Bands(told, band)
 
 
-def _share(
-    windows: Scored, signs: tuple[Sign, ...], levels: Sequence[float], n_series: int
-) -> float:
-    """How far to follow the window: what is best on blocks of time that had no say."""
+def _best(
+    windows: Scored,
+    signs: tuple[Sign, ...],
+    levels: Sequence[float],
+    n_series: int,
+    season: int,
+    tried: Sequence[Follows],
+) -> Follows:
+    """What is best to follow on blocks of time that had no say; the first where blocks are none."""
     rows = np.linspace(0, len(windows) - 1, min(len(windows), MAX_JUDGED)).round().astype(np.int64)
     few = windows.at(rows)
     block = _blocks(few.series)
-    loss = np.zeros(len(SHARES))
+    loss = np.zeros(len(tried))
     for held in range(BLOCKS):
         judged, rest = few.at(block == held), few.at(block != held)
         if not len(judged) or not len(rest):
-            return 0.0
-        for which, share in enumerate(SHARES):
-            bands = _fitted(rest, signs, levels, n_series, share)
+            return tried[0]
+        for which, follows in enumerate(tried):
+            bands = _fitted(rest, signs, levels, n_series, season, follows)
             loss[which] += len(judged) * bands.loss(judged, levels)
-    return SHARES[int(np.argmin(loss))]
+    return tried[int(np.argmin(loss))]
 
 
 def _blocks(series: np.ndarray) -> np.ndarray:

@@ -37,6 +37,7 @@ from flts_ray.models.blend_update import (
 from flts_ray.models.follow import followed
 from flts_ray.models.memory import Memory, split_memory, stored
 from flts_ray.models.news import Learned, learned, news_of
+from flts_ray.models.support import floored
 from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows
 
 KIND = "blend"
@@ -118,6 +119,12 @@ class Blend:
 
         Raises DataError for a new series where every member with weight knows only its own.
         """
+        mean, quantiles = self._banded(windows)
+        found = floored(windows.last(self.spec.lookback).y, mean, quantiles)
+        return Forecast(windows.ids, windows.origin_us, self.spec.task.levels, *found)
+
+    def _banded(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and quantiles, whatever floor the windows show."""
         task = self.spec.task
         if windows.lookback < self.spec.lookback or windows.horizon != task.horizon:
             raise DataError(
@@ -139,8 +146,7 @@ class Blend:
                 found = member.forecast(_taken(windows, at).last(member.spec.lookback))
                 mean[at] += centre[at, number, None] * found.mean
                 quantiles[at] += level[at, number, None, None] * found.quantiles
-        shifted = self._shifted(quantiles, windows, rows)
-        return Forecast(windows.ids, windows.origin_us, task.levels, mean, shifted)
+        return mean, self._shifted(quantiles, windows, rows)
 
     @property
     def memory(self) -> Memory | None:
@@ -156,7 +162,7 @@ class Blend:
             at, owner = np.flatnonzero(owners == number), self.members[int(number)]
             seen = _taken(windows, at).last(owner.spec.lookback)
             scale[at] = calibrate.series_scale(seen, owner.stats)
-        return self.forecast(windows).quantiles, scale
+        return self._banded(windows)[1], scale
 
     def banded(self, found: Learned) -> Blend:
         """With the bands it has learned."""

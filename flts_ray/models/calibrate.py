@@ -39,8 +39,9 @@ def sample_origins(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Evenly spread origins of one span, about `max_windows` at most over all series.
 
-    The stride shares no factor with the season: otherwise a model would see few phases only.
-    Returns (series, origins) as `origins_in` does.
+    The stride shares no factor with the season, and series begin at different steps: otherwise a
+    model would see few phases, or of many series few instants only. Returns (series, origins) as
+    `origins_in` does.
     """
     spans = {
         "train": data.train_end - lookback,
@@ -51,9 +52,8 @@ def sample_origins(
     stride = max(1, -(-total // max_windows))
     while gcd(stride, data.contract.season) > 1:
         stride += 1
-    series, origins = origins_in(data, span, lookback, horizon, stride)
+    series, origins = origins_in(data, span, lookback, horizon, stride, staggered=True)
     if len(series) > max_windows:
-        # Many short series: the stride alone leaves at least one origin of each.
         kept = np.linspace(0, len(series) - 1, max_windows).round().astype(np.int64)
         series, origins = series[kept], origins[kept]
     return series, origins
@@ -100,6 +100,11 @@ def series_scale(windows: Windows, stats: SeriesStats) -> np.ndarray:
     return np.maximum(scale, floor)
 
 
+def per_step(scale: np.ndarray) -> np.ndarray:
+    """Scales of windows, [n], or of their steps, [n, H], as what divides [n, H]."""
+    return scale if scale.ndim == 2 else scale[:, None]
+
+
 def _floor(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     return np.maximum(np.maximum(1e-3 * std, 1e-9 * np.abs(mean)), 1e-12)
 
@@ -126,7 +131,7 @@ class ResidualQuantiles:
     def apply(self, mean: np.ndarray, scale: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Quantiles around `mean`, never crossing.
 
-        mean: [n, H] and scale: [n] in the input's units; rows: [n] from `known_rows`.
+        mean: [n, H] and scale: [n] or [n, H] in the input's units; rows: [n] from `known_rows`.
         Returns float64 [n, H, Q].
         """
         offsets = np.broadcast_to(self.pooled, (len(rows), *self.pooled.shape))
@@ -134,7 +139,7 @@ class ResidualQuantiles:
             slot = np.minimum(np.searchsorted(self.owners, rows), len(self.owners) - 1)
             hit = self.owners[slot] == rows
             offsets = np.where(hit[:, None, None], self.own[slot], offsets)
-        return mean[..., None] + offsets * scale[:, None, None]
+        return mean[..., None] + offsets * per_step(scale)[..., None]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Named arrays for `Fitted.state`."""
@@ -155,11 +160,11 @@ def residual_quantiles(
 ) -> ResidualQuantiles:
     """Bands of a point forecast from what it missed on windows it was not fitted on.
 
-    actual: [n, H], NaN is ignored; mean: [n, H]; scale: [n]; all in the input's units.
+    actual: [n, H], NaN is ignored; mean: [n, H]; scale: [n] or [n, H]; all in the input's units.
     rows: [n] from `known_rows`; weight: of `share_apart`. Split conformal prediction (Vovk,
     Gammerman & Shafer 2005; Lei et al. 2018), one-sided for each level.
     """
-    scores = ((actual - mean) / scale[:, None])[..., None]
+    scores = ((actual - mean) / per_step(scale))[..., None]
     size = mean.shape[1] * len(levels)
     owners, counts = np.unique(rows, return_counts=True)
     enough = (counts >= MIN_OWN_WINDOWS) & (counts * weight >= MIN_OWN_APART)

@@ -25,6 +25,7 @@ from flts_ray.models.recurrent_columns import ColumnScaling
 from flts_ray.models.recurrent_readings import (
     Prediction,
     Readings,
+    calibrated,
     denormalised,
     forecast_of,
     inputs_of,
@@ -97,8 +98,7 @@ class FittedOnnx:
     def forecast(self, windows: Windows) -> Forecast:
         """Forecast windows of any series. Raises DataError for a wrong lookback or horizon."""
         windows = windows_for(self.spec, windows)
-        found = self.predict(windows)
-        return forecast_of(self.spec, windows, found, self.shift)
+        return forecast_of(self.spec, windows, calibrated(self.predict(windows), self.shift))
 
     def predict(self, windows: Windows) -> Prediction:
         """What the network says of windows of its own lookback, before calibration."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from flts_ray.models.prophet_fit import fit_all, seasonalities_for, stack
 from flts_ray.models.prophet_fitted import FittedProphet
 from flts_ray.models.prophet_level import Correction
 from flts_ray.models.prophet_regressors import SETS, Regressors, regressors_of
-from flts_ray.models.prophet_update import served, updated
+from flts_ray.models.prophet_update import updated
 from flts_ray.models.volatility import Volatility
 from flts_ray.prepare.arrays import SeriesArrays, SeriesStats
 from flts_ray.prepare.covariates import check_future
@@ -109,7 +108,7 @@ class ProphetPerSeries:
     def follow(self, fitted: Fitted, data: SeriesArrays) -> FittedProphet:
         """See `Follower.follow`."""
         assert isinstance(fitted, FittedProphet)
-        return followed(fitted, data, partial(served, fitted), with_bands, own=True)
+        return followed(fitted, data, fitted.served, with_bands, own=True)
 
     def restore(
         self,

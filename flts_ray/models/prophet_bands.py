@@ -46,7 +46,8 @@ def calibrated(
     for begin, end in pairwise(SHARES):
         before = _crossed(fitted, data, (begin, end), signs, params, compute)
         windows = windows + before.recentred(validation)
-    bands = fit_bands(windows, signs, spec.task.levels, data.n_series)
+    season = spec.contract.season
+    bands = fit_bands(windows, signs, spec.task.levels, data.n_series, season)
     loss = bands.loss(validation, spec.task.levels)
     return replace(fitted, volatility=bands.volatility, band=bands.band), loss
 

@@ -20,6 +20,7 @@ from flts_ray.models.memory import Memory, stored
 from flts_ray.models.prophet_curve import Curves, Seasonality, evaluate
 from flts_ray.models.prophet_level import Correction
 from flts_ray.models.prophet_regressors import Regressors
+from flts_ray.models.support import floored
 from flts_ray.models.volatility import Volatility
 from flts_ray.panel import steps_after, to_local_us
 from flts_ray.prepare.arrays import SeriesStats, Windows
@@ -40,12 +41,21 @@ class FittedProphet:
 
     def forecast(self, windows: Windows) -> Forecast:
         """See `Fitted.forecast`; only series it was fitted on."""
+        mean, quantiles, _ = self._banded(windows)
+        found = floored(windows.last(self.spec.lookback).y, mean, quantiles)
+        return Forecast(windows.ids, windows.origin_us, self.spec.task.levels, *found)
+
+    def served(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+        """Quantiles and the scale of their bands; see `recent_scores.Ask`."""
+        return self._banded(windows)[1:]
+
+    def _banded(self, windows: Windows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, quantiles and the scale of their bands."""
         rows = self.known(windows)
         check_ahead(windows)
         mean = self.point(windows)
         width = width_of(windows.last(self.spec.lookback), self.stats, self.volatility)
-        quantiles = self.band.apply(mean, width, rows)
-        return Forecast(windows.ids, windows.origin_us, self.spec.task.levels, mean, quantiles)
+        return mean, self.band.apply(mean, width, rows), width
 
     def known(self, windows: Windows) -> np.ndarray:
         """Row of each window's series. Raises DataError for a series it was not fitted on."""

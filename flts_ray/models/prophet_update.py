@@ -9,37 +9,27 @@ that stand behind each, and the bands follow the scores.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
-import numpy as np
-
-from flts_ray.models.bands import width_of
 from flts_ray.models.calibrate import sample_origins, series_scale
 from flts_ray.models.follow import with_bands
 from flts_ray.models.memory import needed_memory
 from flts_ray.models.news import News, learned
 from flts_ray.models.prophet_fitted import FittedProphet
 from flts_ray.models.prophet_level import Correction, fit_correction
-from flts_ray.prepare.arrays import Windows, actuals_at, windows_at
+from flts_ray.prepare.arrays import actuals_at, windows_at
 
 MAX_WINDOWS = 2000
 
 
 def updated(fitted: FittedProphet, news: News, *, bands: bool = True) -> FittedProphet:
     """The same curves with a correction and bands that know the new windows."""
-    found = learned(fitted, news, partial(served, fitted), own=True, bands=bands)
+    found = learned(fitted, news, fitted.served, own=True, bands=bands)
     memory, more = found.memory, found.memory.count - needed_memory(fitted).count
     return replace(
         with_bands(fitted, found),
         stats=news.stats,
         correction=_followed(fitted, news, more / (memory.base + memory.count + 1)),
     )
-
-
-def served(fitted: FittedProphet, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-    """Quantiles and the scale of their bands; see `recent_scores.Ask`."""
-    seen = windows.last(fitted.spec.lookback)
-    return fitted.forecast(windows).quantiles, width_of(seen, fitted.stats, fitted.volatility)
 
 
 def _followed(fitted: FittedProphet, news: News, share: float) -> Correction:

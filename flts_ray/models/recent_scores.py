@@ -28,7 +28,8 @@ MIN_WINDOWS = 64
 OVERLAP = 8
 """Windows of one series that are scored in one horizon of time, about."""
 Ask = Callable[[Windows], tuple[np.ndarray, np.ndarray]]
-"""Quantiles [n, H, Q] of windows in the input's units, and the scale [n] of their bands."""
+"""Quantiles [n, H, Q] of windows in the input's units, and the scale of their bands, [n] or
+[n, H]."""
 
 
 def most_windows(horizon: int, levels: int) -> int:
@@ -60,7 +61,7 @@ def score_windows(
     for part in calibrate.chunks(len(series), calibrate.CHUNK // 4):
         quantiles, scale = ask(windows_at(data, series[part], origins[part], lookback, horizon))
         actual = actuals_at(data, series[part], origins[part], horizon)
-        scores[part] = (actual[..., None] - quantiles) / scale[:, None, None]
+        scores[part] = (actual[..., None] - quantiles) / calibrate.per_step(scale)[..., None]
     span = max(1, int(fresh.max(initial=1)))
     parts = -(-span // horizon)
     share = float((fresh > 0).sum()) / max(known, 1)

@@ -20,7 +20,12 @@ from flts_ray.models.recurrent_columns import ColumnScaling
 from flts_ray.models.recurrent_inputs import predict, prepared
 from flts_ray.models.recurrent_linear import Shrinkage
 from flts_ray.models.recurrent_net import SegmentNet
-from flts_ray.models.recurrent_readings import forecast_of, windows_for
+from flts_ray.models.recurrent_readings import (
+    Prediction,
+    calibrated,
+    forecast_of,
+    windows_for,
+)
 from flts_ray.models.recurrent_stored import (
     check_arrays,
     columns_of,
@@ -53,9 +58,12 @@ class FittedRecurrent:
     def forecast(self, windows: Windows) -> Forecast:
         """Forecast windows of any series. Raises DataError for a wrong lookback or horizon."""
         windows = windows_for(self.spec, windows)
+        return forecast_of(self.spec, windows, self.banded(windows))
+
+    def banded(self, windows: Windows) -> Prediction:
+        """The same of windows that were checked, whatever floor they show."""
         chunks = prepared(windows, self.spec.lookback, self.scaling, self.centre)
-        found = predict(self.net, chunks)
-        return forecast_of(self.spec, windows, found, self.shift)
+        return calibrated(predict(self.net, chunks), self.shift)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Shape of the network; weights, column scaling and calibration as float32 arrays."""

@@ -23,7 +23,12 @@ from flts_ray.models.recurrent_columns import ColumnScaling
 from flts_ray.models.recurrent_inputs import denormalised, inputs_of
 from flts_ray.models.recurrent_linear import Shrinkage
 from flts_ray.models.recurrent_net import Inputs, SegmentNet, WindowScale
-from flts_ray.models.recurrent_readings import Prediction, forecast_of, windows_for
+from flts_ray.models.recurrent_readings import (
+    Prediction,
+    calibrated,
+    forecast_of,
+    windows_for,
+)
 from flts_ray.models.recurrent_shape import Shape
 from flts_ray.models.recurrent_stack import Stack
 from flts_ray.models.recurrent_stored import (
@@ -65,8 +70,11 @@ class FittedStack:
     def forecast(self, windows: Windows) -> Forecast:
         """Forecast windows of any series. Raises DataError for a wrong lookback or horizon."""
         windows = windows_for(self.spec, windows)
-        found = self._predicted(windows)
-        return forecast_of(self.spec, windows, found, self.shift)
+        return forecast_of(self.spec, windows, self.banded(windows))
+
+    def banded(self, windows: Windows) -> Prediction:
+        """The same of windows that were checked, whatever floor they show."""
+        return calibrated(self._predicted(windows), self.shift)
 
     def _predicted(self, windows: Windows) -> Prediction:
         n, shape = len(windows), self.shape

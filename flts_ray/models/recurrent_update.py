@@ -19,7 +19,7 @@ from flts_ray.models.news import Learned, News, learned
 from flts_ray.models.recurrent_fit import Job, refit_global, refit_stack
 from flts_ray.models.recurrent_fitted import FittedRecurrent
 from flts_ray.models.recurrent_fitted_stack import FittedStack
-from flts_ray.models.recurrent_readings import window_units
+from flts_ray.models.recurrent_readings import windows_for
 from flts_ray.models.recurrent_settings import Settings
 from flts_ray.prepare.arrays import SeriesArrays, Windows, origins_in, widened
 
@@ -56,9 +56,8 @@ def served(
     fitted: FittedRecurrent | FittedStack, windows: Windows
 ) -> tuple[np.ndarray, np.ndarray]:
     """Quantiles and the scale of their bands; see `recent_scores.Ask`."""
-    seen = windows.last(fitted.spec.lookback)
-    units = window_units(seen.y, seen.scale[:, None], fitted.centre)
-    return fitted.forecast(windows).quantiles, units.scale[:, 0]
+    found = fitted.banded(windows_for(fitted.spec, windows))
+    return found.quantiles, found.scale
 
 
 def recent(news: News, lookback: int, horizon: int) -> SeriesArrays:

@@ -31,6 +31,7 @@ from flts_ray.models.base import (
 from flts_ray.models.follow import followed, with_bands
 from flts_ray.models.memory import Memory, split_memory, stored
 from flts_ray.models.news import learned, news_of
+from flts_ray.models.support import floored
 from flts_ray.models.volatility import Volatility, signs_of
 from flts_ray.prepare.arrays import (
     SeriesArrays,
@@ -66,21 +67,25 @@ class FittedSeasonalNaive:
 
     def forecast(self, windows: Windows) -> Forecast:
         """See `Fitted.forecast`; any series can be forecast."""
-        season, task = self.spec.lookback, self.spec.task
-        calibrate.check_lookback(windows, season)
-        mean = seasonal_naive(windows.y, season, task.horizon)
-        width = width_of(windows.last(season), self.stats, self.volatility)
-        rows = calibrate.known_rows(windows.ids, self.stats)
-        quantiles = self.band.apply(mean, width, rows)
-        return Forecast(windows.ids, windows.origin_us, task.levels, mean, quantiles)
+        mean, quantiles, _ = self._banded(windows)
+        found = floored(windows.last(self.spec.lookback).y, mean, quantiles)
+        return Forecast(windows.ids, windows.origin_us, self.spec.task.levels, *found)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         return {}, {**self.volatility.arrays(), **self.band.arrays(), **stored(self.memory)}
 
     def served(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
         """Quantiles and the scale of their bands; see `recent_scores.Ask`."""
-        seen = windows.last(self.spec.lookback)
-        return self.forecast(windows).quantiles, width_of(seen, self.stats, self.volatility)
+        return self._banded(windows)[1:]
+
+    def _banded(self, windows: Windows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, quantiles and the scale of their bands."""
+        season = self.spec.lookback
+        calibrate.check_lookback(windows, season)
+        mean = seasonal_naive(windows.y, season, self.spec.task.horizon)
+        width = width_of(windows.last(season), self.stats, self.volatility)
+        rows = calibrate.known_rows(windows.ids, self.stats)
+        return mean, self.band.apply(mean, width, rows), width
 
 
 class SeasonalNaive:
@@ -99,7 +104,7 @@ class SeasonalNaive:
         series, origins = _calibration_origins(data, season, task.horizon)
         windows = _forecast(data, season, task.horizon, series, origins)
         signs = signs_of(data.contract.season, season, task.horizon)
-        bands = fit_bands(windows, signs, task.levels, data.n_series)
+        bands = fit_bands(windows, signs, task.levels, data.n_series, data.contract.season)
         spec = ModelSpec(self.kind, task, season, data.contract, {**chosen, "season": season})
         held = origins >= data.train_end[series]
         judged = windows.at(held) if held.any() else windows

@@ -12,11 +12,12 @@ series has a level of its own, shrunk towards that of all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
+from flts_ray.models.phases import at_steps, phase_of
 from flts_ray.prepare.arrays import Windows
 
 PRIOR_SLOPE = 0.1
@@ -81,11 +82,13 @@ def seen_signs(y: np.ndarray, scale: np.ndarray, signs: Sequence[Sign]) -> np.nd
 @dataclass(frozen=True)
 class Volatility:
     """signs: of `signs_of`; slopes: float64 [k], how far a band follows each; levels: float64
-    [series], added to the logarithm of the scale of each series."""
+    [series], added to the logarithm of the scale of each series; phases: of `fit_phases`, or empty.
+    """
 
     signs: tuple[Sign, ...]
     slopes: np.ndarray
     levels: np.ndarray
+    phases: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
     def none(cls) -> Volatility:
@@ -93,13 +96,25 @@ class Volatility:
         return cls((), np.zeros(0), np.zeros(0))
 
     def scale(self, seen: np.ndarray, scale: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """What bands are in units of: float64 [n]; seen: [n, k] of `seen_signs`."""
+        """What bands are in units of, phases apart: float64 [n]; seen: [n, k] of `seen_signs`."""
         known = (rows >= 0) & (rows < len(self.levels))
         level = np.zeros(len(rows))
         level[known] = self.levels[rows[known]]
         # Summed sign by sign: a product of matrices may round otherwise in another batch.
         moved = level + (seen * self.slopes).sum(axis=1)
         return np.asarray(scale * np.exp(np.clip(moved, -np.log(BOUND), np.log(BOUND))))
+
+    def width(
+        self,
+        seen: np.ndarray,
+        scale: np.ndarray,
+        rows: np.ndarray,
+        phase: np.ndarray,
+        horizon: int,
+    ) -> np.ndarray:
+        """What bands are in units of at each step: float64 [n, H]; phase: [n] of `phase_of`."""
+        width = self.scale(seen, scale, rows)[:, None] * at_steps(self.phases, phase, horizon)
+        return np.broadcast_to(width, (len(width), horizon))
 
     def louder(self, by: np.ndarray) -> Volatility:
         """With more added to the logarithm of the scale of each series, float64 [series]."""
@@ -115,24 +130,29 @@ class Volatility:
             "volatility_signs": np.array(self.signs, np.int64).reshape(-1, 3),
             "volatility_slopes": self.slopes,
             "volatility_levels": self.levels,
+            "volatility_phases": self.phases,
         }
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Volatility:
-        """The inverse of `arrays`."""
+        """The inverse of `arrays`; without phases, of an artifact that had none."""
         signs = tuple(Sign(*map(int, row)) for row in arrays["volatility_signs"])
-        return cls(signs, arrays["volatility_slopes"], arrays["volatility_levels"])
+        phases = arrays.get("volatility_phases", np.zeros(0))
+        return cls(signs, arrays["volatility_slopes"], arrays["volatility_levels"], phases)
 
 
 def local_scale(
     windows: Windows, scale: np.ndarray, rows: np.ndarray, volatility: Volatility
 ) -> np.ndarray:
-    """`scale` moved towards what the windows show: float64 [n].
+    """`scale` moved towards what the windows show and the clock says: float64 [n, H].
 
     scale: [n] of `series_scale`; rows: [n] of `known_rows`. The windows reach back as far as
     those that the volatility was fitted on.
     """
-    return volatility.scale(seen_signs(windows.y, scale, volatility.signs), scale, rows)
+    phased = len(volatility.phases) > 0
+    phase = phase_of(windows) if phased else np.zeros(len(windows), np.int64)
+    seen = seen_signs(windows.y, scale, volatility.signs)
+    return volatility.width(seen, scale, rows, phase, windows.horizon)
 
 
 def fit_volatility(

@@ -11,14 +11,17 @@ Positions are step indices from the start of their series. An origin `t` means t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from zlib import crc32
 
 import numpy as np
 
 from flts_ray.panel import Contract, steps_after
 
+ROWS_AT_ONCE = 2**22
+"""Rows that a scan of a set looks through together."""
 MOVED = 0.1
 """Share of a window beyond the training bounds from which its level has moved."""
 
@@ -230,43 +233,87 @@ def origins_in(
     horizon: int,
     stride: int = 1,
     max_origins: int | None = None,
+    staggered: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Origins whose targets lie in one span and whose history is complete.
 
     span: "train" (history and targets within training), "validation" or "test" (targets within
     the span, history may reach back into the one before). `max_origins` bounds the origins of
-    one series by widening the stride for that series. Windows whose history holds a NaN, or
-    whose targets were nowhere observed, are left out. Returns (series, origins), int64 [n],
-    ordered by series, then time.
+    one series by widening the stride for that series. `staggered`: each series begins elsewhere
+    within its first stride, wherever its name says, because of many series with few origins each
+    all would lie at the same instants; one that ends before has none. Windows whose history holds
+    a NaN, or whose targets were nowhere observed, are left out. Returns (series, origins), int64
+    [n], ordered by series, then time.
     """
-    if span not in ("train", "validation", "test"):
-        raise ValueError(f"span {span!r}")
-    found_series, found_origins = [], []
-    for i in range(data.n_series):
-        rows = data.rows(i)
-        length = rows.stop - rows.start
-        train_end, valid_end = int(data.train_end[i]), int(data.valid_end[i])
-        first, last = {
-            "train": (lookback, train_end),
-            "validation": (train_end, valid_end),
-            "test": (valid_end, length),
-        }[span]
-        first = max(first, lookback)
-        if last - horizon < first:
-            continue
-        step = stride
-        if max_origins is not None:
-            step = max(stride, -(-(last - horizon - first + 1) // max_origins))
-        origins = np.arange(first, last - horizon + 1, step)
-        missing = np.concatenate([[0], np.cumsum(np.isnan(data.y[rows]))])
-        seen = np.concatenate([[0], np.cumsum(data.observed[rows])])
-        whole = missing[origins] == missing[origins - lookback]
-        told = seen[origins + horizon] > seen[origins]
-        if span == "train":
-            told &= missing[origins + horizon] == missing[origins]
-        kept = origins[whole & told]
-        found_series.append(np.full(len(kept), i, dtype=np.int64))
-        found_origins.append(kept.astype(np.int64))
-    if not found_series:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    return np.concatenate(found_series), np.concatenate(found_origins)
+    first, last = _borders(data, span)
+    first = np.maximum(first, lookback)
+    fitting = np.maximum(last - horizon - first + 1, 0)
+    step = np.full(data.n_series, stride)
+    if max_origins is not None:
+        step = np.maximum(step, -(-fitting // max_origins))
+    if staggered:
+        later = (turns(data.ids) * step).astype(np.int64)
+        first, fitting = first + later, np.maximum(fitting - later, 0)
+    count = -(-fitting // step)
+    found = [np.zeros((2, 0), np.int64)]
+    for some in runs_of_series(data.offsets):
+        if count[some].any():
+            series = np.repeat(np.arange(some.start, some.stop), count[some])
+            before = np.repeat(np.cumsum(count[some]) - count[some], count[some])
+            origins = first[series] + (np.arange(len(series)) - before) * step[series]
+            kept = _usable(data, some, series, origins, lookback, horizon, span == "train")
+            found.append(np.stack([series[kept], origins[kept]]))
+    series, origins = np.concatenate(found, axis=1)
+    return series, origins
+
+
+def turns(ids: Sequence[str]) -> np.ndarray:
+    """A share below one for each series, by its name alone: float64 [series]."""
+    hashed = (crc32(name.encode("utf-8", "surrogatepass")) for name in ids)
+    return np.fromiter(hashed, dtype=np.float64, count=len(ids)) / 2**32
+
+
+def _borders(data: SeriesArrays, span: str) -> tuple[np.ndarray, np.ndarray]:
+    """Positions between which the targets of one span lie: int64 [series]."""
+    if span == "train":
+        return np.zeros_like(data.train_end), data.train_end
+    if span == "validation":
+        return data.train_end, data.valid_end
+    if span == "test":
+        return data.valid_end, data.lengths
+    raise ValueError(f"span {span!r}")
+
+
+def runs_of_series(offsets: np.ndarray) -> Iterator[slice]:
+    """Runs of series that hold at most `ROWS_AT_ONCE` rows or are one series: what a scan of the
+    rows takes at a time, because its temporary arrays would be larger than the set."""
+    start, n_series = 0, len(offsets) - 1
+    while start < n_series:
+        fits = int(np.searchsorted(offsets, offsets[start] + ROWS_AT_ONCE, side="right")) - 1
+        stop = min(max(fits, start + 1), n_series)
+        yield slice(start, stop)
+        start = stop
+
+
+def _usable(
+    data: SeriesArrays,
+    some: slice,
+    series: np.ndarray,
+    origins: np.ndarray,
+    lookback: int,
+    horizon: int,
+    complete: bool,
+) -> np.ndarray:
+    """Whether windows of a run of series have a whole history and observed targets: bool [n].
+
+    complete: no target may be missing.
+    """
+    begin = data.offsets[some.start]
+    rows = slice(begin, data.offsets[some.stop])
+    missing = np.concatenate([[0], np.cumsum(np.isnan(data.y[rows]))])
+    seen = np.concatenate([[0], np.cumsum(data.observed[rows])])
+    at = data.offsets[series] - begin + origins
+    usable = (missing[at] == missing[at - lookback]) & (seen[at + horizon] > seen[at])
+    if complete:
+        usable &= missing[at + horizon] == missing[at]
+    return usable

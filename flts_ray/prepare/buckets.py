@@ -35,6 +35,8 @@ from flts_ray.sources.read import read_batches
 from flts_ray.store import Store
 
 BUCKET_BYTES = 64 * 2**20
+BUCKET_ROWS = 2**23
+"""Rows of a bucket, about, however well they are packed: preparing them takes 200 bytes a row."""
 SPILL_BYTES = 128 * 2**20
 ORDER_PER_INPUT = 2**40
 """More rows than one input holds: keeps the reading order distinct across inputs."""
@@ -53,9 +55,9 @@ class Plan:
     rules: Rules
 
 
-def bucket_count(total_bytes: int, wanted: int | None) -> int:
-    """Configured number of buckets, else one for each 64 MiB of input."""
-    return wanted or max(1, math.ceil(total_bytes / BUCKET_BYTES))
+def bucket_count(total_bytes: int, wanted: int | None, rows: int = 0) -> int:
+    """Configured number of buckets, else one for each 64 MiB or `BUCKET_ROWS` rows of input."""
+    return wanted or max(1, math.ceil(total_bytes / BUCKET_BYTES), math.ceil(rows / BUCKET_ROWS))
 
 
 def bucket_of(unique_id: str, buckets: int) -> int:
@@ -118,8 +120,11 @@ def _by_bucket(batch: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
     names = pc.unique(batch["unique_id"])
     codes = pc.index_in(batch["unique_id"], value_set=names).to_numpy()
     target = np.array([bucket_of(name, buckets) for name in names.to_pylist()])[codes]
-    for bucket in np.unique(target).tolist():
-        yield bucket, batch.take(pa.array(np.flatnonzero(target == bucket)))
+    # Sorted once: a look at all rows for each bucket would cost the square of a set's size.
+    order = np.argsort(target, kind="stable")
+    found, begins = np.unique(target[order], return_index=True)
+    for bucket, rows in zip(found.tolist(), np.split(order, begins[1:]), strict=True):
+        yield bucket, batch.take(pa.array(rows))
 
 
 def _drain(waiting: dict[int, list[pa.Table]]) -> Iterator[tuple[int, pa.Table]]:
@@ -131,9 +136,14 @@ def _drain(waiting: dict[int, list[pa.Table]]) -> Iterator[tuple[int, pa.Table]]
 def prepare_pieces(plan: Plan, bucket: int, keys: list[str]) -> dict[str, Any]:
     """Prepare one bucket from its pieces and write its files. Returns counts, JSON-ready."""
     store = Store.open(plan.root)
-    pieces = [pa.ipc.open_stream(store.get(key)).read_all() for key in sorted(keys)]
-    table = unite(pieces, plan.rules.contract.static)
-    made = prepare_bucket(table, plan.rules)
+    pieces = (pa.ipc.open_stream(store.get(key)).read_all() for key in sorted(keys))
+    tables = [unite(list(pieces), plan.rules.contract.static)]
+    arrived = {
+        "input_rows": len(tables[0]),
+        "input_series": pc.count_distinct(tables[0]["unique_id"]).as_py(),
+    }
+    # Nobody else holds the rows, so the kernel is rid of them as soon as it has sorted them.
+    made = prepare_bucket(tables.pop(), plan.rules)
     quarantine = f"{plan.spill}/quarantine/{bucket:05d}.arrow"
     store.put(quarantine, _ipc_bytes(made.quarantine))
     files = []
@@ -143,8 +153,7 @@ def prepare_pieces(plan: Plan, bucket: int, keys: list[str]) -> dict[str, Any]:
             files.append(write_parquet(store, plan.folder, name, part))
     return {
         "bucket": bucket,
-        "input_rows": len(table),
-        "input_series": pc.count_distinct(table["unique_id"]).as_py(),
+        **arrived,
         "quarantine_key": quarantine,
         "files": files,
         **_counts(made, plan.rules),

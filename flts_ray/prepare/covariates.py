@@ -13,7 +13,7 @@ import numpy as np
 
 from flts_ray.errors import DataError
 from flts_ray.panel import UNKNOWN_CATEGORY, Contract, steps_after
-from flts_ray.prepare.arrays import SeriesArrays, Windows
+from flts_ray.prepare.arrays import SeriesArrays, Windows, runs_of_series
 
 
 def check_future(data: SeriesArrays) -> None:
@@ -24,17 +24,29 @@ def check_future(data: SeriesArrays) -> None:
     first = len(data.contract.calendar)
     if data.future.shape[1] == first:
         return
-    lacking = ~np.isfinite(data.future[:, first:])
-    position = np.arange(len(data.y)) - np.repeat(data.offsets[:-1], data.lengths)
-    lacking &= (position < np.repeat(data.valid_end, data.lengths))[:, None]
-    if not lacking.any():
+    count, place = 0, None
+    for some in runs_of_series(data.offsets):
+        lacking = _lacking(data, some, first)
+        if lacking.any():
+            count += int(lacking.sum())
+            row, column = (int(at[0]) for at in np.nonzero(lacking))
+            place = place or (int(data.offsets[some.start]) + row, column)
+    if place is None:
         return
-    row, column = (int(at[0]) for at in np.nonzero(lacking))
+    row, column = place
     series = int(np.searchsorted(data.offsets, row, side="right")) - 1
-    step = int(position[row])
+    step = row - int(data.offsets[series])
     stamp = steps_after(data.start_us[series], np.asarray(step), data.contract)
     where = f"at {_text(stamp)} (step {step} of its {data.lengths[series]})"
-    raise _missing(data.contract, column, data.ids[series], where, int(lacking.sum()))
+    raise _missing(data.contract, column, data.ids[series], where, count)
+
+
+def _lacking(data: SeriesArrays, some: slice, first: int) -> np.ndarray:
+    """Where known-future values of a run of series are missing: bool [rows, columns]."""
+    start, stop = int(data.offsets[some.start]), int(data.offsets[some.stop])
+    ends = np.repeat(data.offsets[some] + data.valid_end[some], data.lengths[some])
+    lacking = ~np.isfinite(data.future[start:stop, first:])
+    return np.asarray(lacking & (np.arange(start, stop) < ends)[:, None])
 
 
 def check_ahead(windows: Windows) -> None:

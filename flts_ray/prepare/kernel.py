@@ -145,7 +145,7 @@ def _prepare_series(name: str, raw: RawSeries, rules: Rules) -> _Kept | Rejected
         with np.errstate(over="raise", invalid="raise", divide="raise"):
             grid = lay_on_grid(raw, contract, rules.prepare, known_ahead)
             ends = _ends(grid, rules)
-            _check_constant(grid, rules.prepare)
+            _check_constant(grid, ends[0], rules.prepare)
             stats = training_stats(
                 grid.y, grid.observed, ends[0], contract.season, rules.prepare.clip
             )
@@ -164,14 +164,19 @@ def _ends(grid: GridSeries, rules: Rules) -> tuple[int, int]:
     return ends
 
 
-def _check_constant(grid: GridSeries, policy: PrepareConfig) -> None:
-    known = grid.y[grid.observed]
+def _check_constant(grid: GridSeries, train_end: int, policy: PrepareConfig) -> None:
+    """Raise Rejected where nothing changes before `train_end`.
+
+    There is nothing to learn, and no scale: one later change would outweigh all other series.
+    """
+    known = grid.y[:train_end][grid.observed[:train_end]]
     if policy.constant == "keep" or known.min() != known.max():
         return
-    if known[0] == 0:
-        raise Rejected("all_zero", "every value is 0; set prepare.constant to keep to use it")
+    later = grid.y[grid.observed]
+    where = "" if later.min() == later.max() else f" of its first {train_end} steps (training)"
+    code = "all_zero" if known[0] == 0 else "constant"
     raise Rejected(
-        "constant", f"every value is {known[0]:g}; set prepare.constant to keep to use it"
+        code, f"every value{where} is {known[0]:g}; set prepare.constant to keep to use it"
     )
 
 

@@ -113,9 +113,11 @@ class PreparedSet:
         tables = [self._read(name) for name in names]
         lengths = _column(tables, "rows", np.int64)
         arrays = self._empty(tables, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-        begin = 0
+        begin, contract = 0, self.contract
+        # Names and stamps of rows follow from the series, and are larger than the values.
+        columns = ["y", "observed", *contract.future, *contract.past]
         for name in names:
-            table = self._read(name.replace("series/", "data/", 1))
+            table = self._read(name.replace("series/", "data/", 1), columns)
             _fill(arrays, table, slice(begin, begin + len(table)))
             begin += len(table)
         if begin != lengths.sum():

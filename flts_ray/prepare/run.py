@@ -26,6 +26,7 @@ from flts_ray.prepare.buckets import (
 )
 from flts_ray.prepare.calendar import check_holidays
 from flts_ray.prepare.dataset import ray_runs, run_on_ray
+from flts_ray.prepare.density import rows_expected
 from flts_ray.prepare.kernel import Rules
 from flts_ray.prepare.loading import PreparedSet, find_prepared
 from flts_ray.prepare.manifest import (
@@ -111,7 +112,7 @@ def _build(
         folder=set_folder(name),
         # Its own folder: two builds of one set must not remove each other's pieces.
         spill=f"spill/{name[:16]}-{uuid.uuid4().hex[:8]}",
-        buckets=bucket_count(sum(one.size for one in source.inputs), config.prepare.buckets),
+        buckets=_buckets(config, source.inputs),
         inputs=source.inputs,
         data=config.data,
         rules=Rules(
@@ -129,6 +130,11 @@ def _build(
         remove_folder(store, plan.spill)
     store.put(f"{plan.folder}/{MANIFEST_NAME}", manifest.to_json())
     return PreparedSet(store.root, manifest)
+
+
+def _buckets(config: Config, inputs: Sequence[Input]) -> int:
+    rows = rows_expected(inputs, max(1, len(config.data.targets)))
+    return bucket_count(sum(one.size for one in inputs), config.prepare.buckets, rows)
 
 
 def _run_steps(

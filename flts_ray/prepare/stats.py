@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+SPREAD_FLOOR = 1e-3
 RELATIVE_FLOOR = 1e-8
 ABSOLUTE_FLOOR = 1e-12
 
@@ -33,14 +34,16 @@ def training_stats(
 
     y: float64 [steps]; observed: bool [steps], at least one True before `train_end`.
     scale: mean absolute difference of observed values one season apart (Hyndman & Koehler 2006,
-    the denominator of MASE), the standard deviation where no two are, with a tiny floor.
+    the denominator of MASE), the standard deviation where no two are; never below a thousandth
+    of that deviation, because a series that repeats itself exactly would have no scale at all.
     clip: bounds lie this many 1-99 % ranges outside the 1st and 99th percentile; infinite for
     None and for a series that is constant between those percentiles, which would lose its peaks.
     """
     values, seen = y[:train_end], observed[:train_end]
     known = values[seen]
     std = float(known.std())
-    floor = max(RELATIVE_FLOOR * float(np.abs(known).max()), ABSOLUTE_FLOOR)
+    least = RELATIVE_FLOOR * float(np.abs(known).max())
+    floor = max(SPREAD_FLOOR * std, least, ABSOLUTE_FLOOR)
     low, high = _clip_bounds(known, clip)
     return TrainingStats(
         mean=float(known.mean()),

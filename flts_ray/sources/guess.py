@@ -53,8 +53,8 @@ MOST_BAD = 0.05
 class Guess:
     """What columns seem to mean. `targets` has one entry in the long layout.
 
-    others: columns that might be covariates, and as what. rows: of one series in the part that
-    was looked at; whole: that part is the whole table. frequency: None where the stamps show none.
+    others: columns that might be covariates, and as what. rows: of one series, None where the part
+    that was looked at does not tell. frequency: None where the stamps show none.
     """
 
     time: str
@@ -62,8 +62,7 @@ class Guess:
     targets: tuple[str, ...]
     others: Mapping[str, Role]
     frequency: Frequency | None
-    rows: int
-    whole: bool
+    rows: int | None
 
 
 @dataclass(frozen=True)
@@ -104,10 +103,9 @@ def guess_columns(path: str) -> Guess:
         time=time,
         id=series,
         targets=targets,
-        others={n: _role(n, rest[n], ids) for n in rest if n in numeric and n not in targets},
+        others=_others(rest, numeric, {series or "", *targets}, ids),
         frequency=_frequency(ids, stamps),
-        rows=int(np.median(np.unique(ids, return_counts=True)[1])),
-        whole=table.whole,
+        rows=_rows(ids, table.whole),
     )
 
 
@@ -143,10 +141,39 @@ def _is_number(column: pa.Array) -> bool:
     return bool(bad.mean() <= MOST_BAD) and bool(finite.any())
 
 
+def _others(
+    rest: dict[str, pa.Array], numeric: Sequence[str], taken: set[str], ids: np.ndarray
+) -> dict[str, Role]:
+    """Columns that might be covariates: numbers, and texts of which every series has one."""
+    found: dict[str, Role] = {}
+    for name, column in rest.items():
+        if name in taken:
+            continue
+        if name in numeric:
+            found[name] = _role(name, column, ids)
+        elif _one_each(_codes(column), ids) and _are_labels(column):
+            found[name] = "static"
+    return found
+
+
+def _one_each(values: np.ndarray, ids: np.ndarray) -> bool:
+    """Whether several series have one value each."""
+    series = np.unique(ids)
+    return series.size > 1 and all(np.unique(values[ids == one]).size == 1 for one in series)
+
+
+def _rows(ids: np.ndarray, whole: bool) -> int | None:
+    """Rows of a typical series; of a part, where series follow one another and the first ended."""
+    counts = np.unique(ids, return_counts=True)[1]
+    if not whole:
+        ended = counts.size - 1 == np.count_nonzero(np.diff(ids))
+        counts = counts[:-1] if ended else counts[:0]
+    return int(np.median(counts)) if counts.size else None
+
+
 def _role(name: str, column: pa.Array, ids: np.ndarray) -> Role:
     values = numbers(column, allow_bool=True)[0].to_numpy(zero_copy_only=False)
-    several = np.unique(ids).size > 1
-    if several and all(np.unique(values[ids == one]).size == 1 for one in np.unique(ids)):
+    if _one_each(values, ids):
         return "static"
     return "past" if _rank(name, KNOWN_NAMES) is None else "known_future"
 

@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flts_ray.errors import ConfigError, DataError
-from flts_ray.panel import Frequency
+from flts_ray.panel import US_PER_DAY, Frequency
 
 _FIX = "set data.frequency, for example 30min, 1h or 1D"
 _MOST_VOTES = 0.5
 _WHOLE_STEPS = 0.8
+_CALENDAR = {"months": (28, 31), "quarters": (90, 92), "years": (365, 366)}
+"""Shortest and longest, in days."""
 
 
 def infer_frequency(ids: pa.Array | pa.ChunkedArray | np.ndarray, ds_us: np.ndarray) -> Frequency:
@@ -38,11 +40,14 @@ def infer_frequency(ids: pa.Array | pa.ChunkedArray | np.ndarray, ds_us: np.ndar
     choices, counts = np.unique(votes, return_counts=True)
     winner = int(choices[counts.argmax()])
     whole = (steps[np.isin(series, voters[votes == winner])] % winner == 0).mean()
+    _check_calendar(steps)
     if counts.max() < _MOST_VOTES * votes.size or whole < _WHOLE_STEPS:
         seen = ", ".join(_spoken(int(choices[i])) for i in np.argsort(-counts, kind="stable")[:5])
+        middle = _spoken(int(np.median(steps)))
         raise DataError(
             f"the frequency cannot be inferred: the steps between stamps differ too much (most "
-            f"common: {seen}; {whole:.0%} are whole multiples of {_spoken(winner)}); {_FIX}",
+            f"common: {seen}; {whole:.0%} are whole multiples of {_spoken(winner)}; the middle "
+            f"one is {middle}); {_FIX}",
             field="data.frequency",
         )
     try:
@@ -51,6 +56,18 @@ def infer_frequency(ids: pa.Array | pa.ChunkedArray | np.ndarray, ds_us: np.ndar
         raise DataError(
             f"the frequency cannot be inferred: {error}; {_FIX}", field="data.frequency"
         ) from None
+
+
+def _check_calendar(steps: np.ndarray) -> None:
+    """Raise DataError for steps of a calendar that are not all equally long."""
+    for name, (low, high) in _CALENDAR.items():
+        within = (steps >= low * US_PER_DAY) & (steps <= high * US_PER_DAY)
+        if within.mean() >= _WHOLE_STEPS and np.unique(steps[within]).size > 1:
+            raise DataError(
+                f"the stamps are calendar {name}, which are not equally long, and a frequency is "
+                "a fixed step; give values of days or weeks, with data.frequency 1D or 1W",
+                field="data.frequency",
+            )
 
 
 def _codes(ids: pa.Array | pa.ChunkedArray | np.ndarray) -> np.ndarray:

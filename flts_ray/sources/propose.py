@@ -1,13 +1,15 @@
 """A commented configuration for a file nobody has described yet.
 
 Design choices: every guess is written down as one, for the user to correct; the horizon is a
-season where the file holds enough of them to judge a model, less where it does not; the text is
+season where the file holds enough of them to judge a model, with a longer test span or less where
+it does not; the text is
 read back by the configuration's own rules before it is handed out.
 """
 
 from __future__ import annotations
 
 import re
+from math import gcd
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,8 +21,12 @@ from flts_ray.sources.guess import Guess, guess_columns
 
 MOST_STEPS = 48
 """Longest horizon that is proposed; every step costs every model."""
-ROWS_PER_STEP = 60
-"""Rows of a series for each step of the horizon: then the test span holds nine horizons."""
+VALIDATION = 0.15
+"""Share that is proposed, of what the test span leaves."""
+TESTS = (0.15, 0.2, 0.25)
+"""Shares of a series that the test span may have; the first that holds enough seasons."""
+ORIGINS = 8
+"""Forecasts beside each other that the test span should hold; fewer are no evidence."""
 
 
 def model_name(path: str) -> str:
@@ -37,6 +43,7 @@ def propose(path: str, name: str) -> str:
     path that a configuration cannot hold.
     """
     guess = guess_columns(path)
+    steps, test = _horizon(guess)
     text = f"""# Forecasts of {" ".join(path.split())}. Every line below `data` is a guess to check.
 {_line("name", name)}
 {_line("root", f".flts/{name}", "everything is kept here; or s3://bucket/prefix")}
@@ -47,10 +54,10 @@ prepare:
   max_gap: 6                    # longest run of missing steps that is filled
   # holidays: DE                # country, or country-subdivision such as AU-VIC
 
-split: {{validation: 0.15, test: 0.15}}
+split: {{validation: {VALIDATION}, test: {test}}}
 
 task:
-{_task(guess)}
+{_task(guess, steps)}
 models:                         # trials of each kind; params take values or search spaces
   seasonal_naive: {{}}
   ar: {{}}
@@ -80,7 +87,8 @@ def _data(path: str, guess: Guess) -> str:
     else:
         lines += [_line("  target", guess.targets[0])]
     known = None if guess.frequency is None else guess.frequency.text
-    step = "step of the grid" if known else "not clear from the file: set it, for example 30min"
+    unclear = "not clear, `flts prepare` says why: set it, for example 30min"
+    step = "step of the grid" if known else unclear
     lines += [
         _line("  frequency", known, step),
         _line("  time_zone", "UTC", "local zone of the load, such as Europe/Berlin"),
@@ -93,15 +101,36 @@ def _data(path: str, guess: Guess) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _task(guess: Guess) -> str:
-    season = 24 if guess.frequency is None else guess.frequency.default_season
-    steps = min(season, MOST_STEPS)
-    if guess.whole:
-        steps = max(1, min(steps, guess.rows // ROWS_PER_STEP))
+def _task(guess: Guess, steps: int) -> str:
     comment = "steps ahead"
     if guess.frequency is not None:
         comment += f", {Frequency.of_step(steps * guess.frequency.step_us).text}"
     return _line("  horizon", steps, comment) + "\n"
+
+
+def _horizon(guess: Guess) -> tuple[int, float]:
+    """Steps ahead, and the share of the test span."""
+    season = 24 if guess.frequency is None else guess.frequency.default_season
+    wanted = min(season, MOST_STEPS)
+    if guess.rows is None:
+        return wanted, TESTS[0]
+    for share in TESTS:
+        if _holds(wanted, season, round(guess.rows * share)):
+            return wanted, share
+    shorter = range(wanted, 0, -1)
+    test = round(guess.rows * TESTS[0])
+    return next((steps for steps in shorter if _holds(steps, season, test)), 1), TESTS[0]
+
+
+def _holds(horizon: int, season: int, test: int) -> bool:
+    """Whether a test span of `test` steps holds ORIGINS of them.
+
+    They begin a horizon apart, or at the next distance that shares no factor with the season.
+    """
+    stride = horizon
+    while gcd(stride, season) > 1:
+        stride += 1
+    return horizon + (ORIGINS - 1) * stride <= test
 
 
 def _line(key: str, value: Any, comment: str = "") -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from flts_ray.config import Config
-from flts_ray.evaluate.backtest import Backtest, Origins, choose_origins
+from flts_ray.evaluate.backtest import Backtest, Origins
 from flts_ray.evaluate.bench import Bench, bench_of
 from flts_ray.evaluate.finalists import Finalist, best_on_validation
 from flts_ray.evaluate.gate import Comparison, ScoredWindows, compare_alone
@@ -29,7 +29,7 @@ from flts_ray.models.blend import KIND, Blend, WeightTable, blend_of
 from flts_ray.prepare.arrays import SeriesArrays
 from flts_ray.tune.outcome import StudyResult, read_run_id, trial_folder
 from flts_ray.tune.study import trial_setting
-from flts_ray.tune.trial import MAX_ORIGINS, describe
+from flts_ray.tune.trial import describe, scoring_origins
 
 MAX_CELLS = 2**24
 """Most forecast numbers (models, windows, steps, levels) of one bench."""
@@ -128,19 +128,10 @@ def validation_origins(
     Raises DataError if no window fits.
     """
     setting = trial_setting(config, data, folder)
-    origins = choose_origins(
-        data,
-        "validation",
-        max(setting.lookback, *(model.spec.lookback for model in models)),
-        config.task.horizon,
-        stride=setting.stride or 1,
-        max_origins=None if setting.stride else MAX_ORIGINS,
-    )
+    longest = max(setting.lookback, *(model.spec.lookback for model in models))
+    origins = scoring_origins(data, setting, longest)
     cells = len(models) * config.task.horizon * (1 + len(config.task.quantiles))
-    most = max(1, MAX_CELLS // cells)
-    if len(origins) <= most:
-        return origins
-    return origins.part(np.linspace(0, len(origins) - 1, most).round().astype(np.int64))
+    return origins.thinned(max(1, MAX_CELLS // cells))
 
 
 def fitted_blend(names: Sequence[str], chosen: Selection, members: Mapping[str, Fitted]) -> Blend:

@@ -23,6 +23,7 @@ from flts_ray.models import artifact
 from flts_ray.models.base import Compute, forecaster
 from flts_ray.prepare.arrays import SeriesArrays
 from flts_ray.prepare.loading import PreparedSet
+from flts_ray.tune.held import Held
 from flts_ray.tune.outcome import StudyResult, TrialOutcome, trial_folder
 from flts_ray.tune.study import trial_setting
 from flts_ray.tune.trial import describe
@@ -36,6 +37,7 @@ def refit_best(
     folder: Path,
     config: Config,
     prepared: PreparedSet | None = None,
+    held: Held | None = None,
 ) -> dict[str, Path]:
     """Refit the best trial of each kind; the folder of the model to judge, by trial id.
 
@@ -44,7 +46,8 @@ def refit_best(
     fails, the trial's own artifact is returned and a warning is logged. Runs on Ray where it is
     initialised, else in this process. Ctrl-C cancels what is running and is raised on.
     prepared: where `data` was loaded from; if it has more than `tune.by_bucket_rows` rows, Ray
-    reads it again by bucket for the linear model.
+    reads it again by bucket for the linear model. held: `data` in the object store, if others use
+    it there too.
     """
     folder = folder.resolve()
     best = {outcome.trial_id: outcome for outcome in study.best_per_kind().values()}
@@ -53,7 +56,8 @@ def refit_best(
     if left and _ray_runs():
         large = _linear_of_large(left, config, prepared)
         rest = {name: one for name, one in left.items() if name not in large}
-        failed = _on_ray(rest, data, folder, config, compute)
+        # A set that nobody asks for any more stays out of the object store.
+        failed = _on_ray(rest, held or Held(data), folder, config, compute) if rest else {}
         failed |= _failures(
             large, lambda name, one: refit_by_bucket(_own(one), _place(folder, name), prepared)
         )
@@ -117,7 +121,7 @@ def _here(
 
 def _on_ray(
     left: Mapping[str, TrialOutcome],
-    data: SeriesArrays,
+    held: Held,
     folder: Path,
     config: Config,
     compute: Compute,
@@ -130,10 +134,9 @@ def _on_ray(
     task = ray.remote(
         num_cpus=config.tune.cpus_per_trial, num_gpus=config.tune.gpus_per_trial, max_retries=1
     )(refit_trial)
-    shared = ray.put(data)
-    compute = replace(compute, spread=RaySpread(shared))
+    compute = replace(compute, spread=RaySpread(held.reference))
     running = {
-        name: task.remote(_own(one), _place(folder, name), shared, compute)
+        name: task.remote(_own(one), _place(folder, name), held.reference, compute)
         for name, one in left.items()
     }
 

@@ -27,7 +27,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.stopper import Stopper
 
 from flts_ray.config import TuneConfig
-from flts_ray.prepare.arrays import SeriesArrays
+from flts_ray.tune.held import Held
 from flts_ray.tune.outcome import TrialOutcome, trial_folder
 from flts_ray.tune.recorder import Recorder
 from flts_ray.tune.space import TrialPlan
@@ -112,7 +112,7 @@ class StudyStopper(Stopper):
 def run_search(
     settings: TuneConfig,
     setting: TrialSetting,
-    data: SeriesArrays,
+    held: Held,
     plans: Sequence[TrialPlan],
     required: Collection[str],
     recorder: Recorder,
@@ -123,7 +123,7 @@ def run_search(
     """
     scratch = setting.study / "tune"
     shutil.rmtree(scratch, ignore_errors=True)
-    spread = RaySpread(ray.put(data))
+    spread = RaySpread(held.reference)
     with interrupt_flag() as interrupt, quiet_tune(concurrency(settings)):
         stopper = StudyStopper(recorder, required, interrupt)
         events = TuneEvents(recorder, setting.study)

@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 from flts_ray.models.ar import FittedAR
 from flts_ray.models.ar_set import bucket_sums, refitted, set_stride
 from flts_ray.models.ar_sums import Sums
+from flts_ray.models.volatility import Volatility
 from flts_ray.prepare.dataset import quiet_data
 from flts_ray.prepare.loading import PreparedSet
 
@@ -37,8 +38,7 @@ def sums_of_set(fitted: FittedAR, prepared: PreparedSet) -> Sums:
     splits = prepared.manifest.splits
     rows = splits["train"] + splits["validation"]
     stride = set_stride(fitted, rows, prepared.manifest.series)
-    # Workers need the settings, not what the model has learned so far.
-    held = ray.put((replace(fitted, sums=None, memory=None), prepared))
+    held = ray.put((without_learned(fitted), prepared))
 
     def summed(row: dict[str, Any]) -> dict[str, Any]:
         model, found = ray.get(held)
@@ -50,6 +50,20 @@ def sums_of_set(fitted: FittedAR, prepared: PreparedSet) -> Sums:
         steps = ray.data.from_items(items, override_num_blocks=len(items))
         rows_found = steps.map(summed, num_cpus=1).iter_rows()
         return reduce(add, (_sums(row["sums"]) for row in rows_found))
+
+
+def without_learned(fitted: FittedAR) -> FittedAR:
+    """The settings alone, which every task unpacks: not what the model has learned so far, nor the
+    names of series without a map of their own, which may be millions."""
+    owners = fitted.recipe.owners
+    return replace(
+        fitted,
+        stats=fitted.stats.take(owners),
+        recipe=replace(fitted.recipe, owners=np.arange(len(owners))),
+        volatility=Volatility.none(),
+        sums=None,
+        memory=None,
+    )
 
 
 def _contiguous(sums: Sums) -> dict[str, np.ndarray]:

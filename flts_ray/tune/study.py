@@ -20,6 +20,7 @@ from flts_ray.config import Config
 from flts_ray.errors import Unavailable
 from flts_ray.models.base import Compute, Task
 from flts_ray.prepare.arrays import SeriesArrays
+from flts_ray.tune.held import Held
 from flts_ray.tune.logbook import Logbook, StudyLog
 from flts_ray.tune.outcome import (
     StudyInterrupted,
@@ -42,13 +43,15 @@ def run_study(
     parent_run: str = "",
     resume: bool = False,
     on_progress: Callable[[StudyView], None] | None = None,
+    held: Held | None = None,
 ) -> StudyResult:
     """Run the trials of `config.models` on `data` and return every outcome.
 
     folder: the study's own folder, named by `study_id`; on a cluster a path that all nodes
     share. Artifacts are left below `folder/artifacts/<trial id>/`. resume: keep trials that
     are over; otherwise start from nothing. log: told of every start, epoch and end, under
-    `parent_run`. Needs an initialised Ray if there is anything to run.
+    `parent_run`. held: `data` in the object store, if others use it there too. Needs an
+    initialised Ray if there is anything to run.
 
     Raises Unavailable without Ray, StudyInterrupted on Ctrl-C and StudyLogFailed if logging
     failed; the last two hold the result, and resuming goes on from there.
@@ -70,7 +73,7 @@ def run_study(
     )
     interrupted, log_error = False, None
     try:
-        interrupted = _run_rest(config, data, folder, plans, recorder)
+        interrupted = _run_rest(config, data, held or Held(data), folder, plans, recorder)
     finally:
         log_error = logbook.close() if logbook is not None else None
     # Read again: run ids are known only once the logbook has sent everything.
@@ -96,6 +99,7 @@ def clear_study(folder: Path) -> None:
 def _run_rest(
     config: Config,
     data: SeriesArrays,
+    held: Held,
     folder: Path,
     plans: Sequence[TrialPlan],
     recorder: Recorder,
@@ -114,7 +118,7 @@ def _run_rest(
     if not ray.is_initialized():
         raise Unavailable("a study needs Ray: call ray.init() or join a cluster first")
     setting = trial_setting(config, data, folder)
-    interrupted = run_search(config.tune, setting, data, left, required, recorder)
+    interrupted = run_search(config.tune, setting, held, left, required, recorder)
     if interrupted:
         recorder.cut_running("interrupted; the trial starts again when the study is resumed")
     else:
@@ -131,7 +135,7 @@ def trial_setting(config: Config, data: SeriesArrays, folder: Path) -> TrialSett
         task=Task(config.task.horizon, config.task.quantiles),
         compute=Compute(
             threads=max(1, int(config.tune.cpus_per_trial)),
-            device=config.tune.device,
+            device=config.tune.where,
             seed=config.tune.seed,
         ),
         score=config.judge.score,

@@ -22,16 +22,20 @@ import numpy as np
 
 from flts_ray.config import Score
 from flts_ray.errors import FltsError
-from flts_ray.evaluate.backtest import backtest, choose_origins
-from flts_ray.evaluate.metrics import window_scores
+from flts_ray.evaluate.backtest import Origins, backtest, choose_origins
+from flts_ray.evaluate.metrics import WINDOWS_AT_ONCE, WindowLosses
 from flts_ray.models import artifact
 from flts_ray.models.base import Compute, Fitted, Forecaster, Progress, Task, forecaster
+from flts_ray.models.calibrate import chunks
 from flts_ray.prepare.arrays import SeriesArrays
 from flts_ray.tune.outcome import TrialOutcome, better, trial_folder, write_outcome
 from flts_ray.tune.space import TrialPlan
 
 MAX_ORIGINS = 200
 """Validation origins of one series where no stride is configured."""
+MAX_WINDOWS = 2**18
+"""Validation origins of all series together where no stride is configured; more of them would
+hardly move a score."""
 
 
 @dataclass(frozen=True)
@@ -141,16 +145,24 @@ def validation_score(fitted: Fitted, data: SeriesArrays, setting: TrialSetting) 
 
     Raises DataError if the span holds no window, or where forecasts or score are not finite.
     """
-    origins = choose_origins(
-        data,
-        "validation",
-        max(setting.lookback, fitted.spec.lookback),
-        setting.task.horizon,
-        stride=setting.stride or 1,
-        max_origins=None if setting.stride else MAX_ORIGINS,
-    )
-    scores = window_scores(backtest(fitted, data, origins), data.stats.scale, setting.score)
-    return float(np.mean(scores))
+    origins = scoring_origins(data, setting, max(setting.lookback, fitted.spec.lookback))
+    # Forecasts of all origins of a large set would not fit into memory, and only their losses
+    # are asked for.
+    parts = [
+        WindowLosses.of(backtest(fitted, data, origins.part(rows)), data.stats.scale, setting.score)
+        for rows in chunks(len(origins), WINDOWS_AT_ONCE)
+    ]
+    return float(np.mean(WindowLosses.joined(parts).scores()))
+
+
+def scoring_origins(data: SeriesArrays, setting: TrialSetting, lookback: int) -> Origins:
+    """Validation origins with so much history: at the configured stride, else not more than
+    `MAX_ORIGINS` of a series and `MAX_WINDOWS` of all. Raises DataError if no window fits."""
+    horizon = setting.task.horizon
+    if setting.stride is not None:
+        return choose_origins(data, "validation", lookback, horizon, setting.stride)
+    every = choose_origins(data, "validation", lookback, horizon, 1, MAX_ORIGINS)
+    return every.thinned(MAX_WINDOWS)
 
 
 def cpu_seconds() -> float:

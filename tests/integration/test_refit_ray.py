@@ -20,16 +20,20 @@ from flts_ray.models import artifact
 from flts_ray.models.ar import FittedAR
 from flts_ray.models.ar_set import bucket_sums
 from flts_ray.models.base import Compute, Task, fit_fully, forecaster
+from flts_ray.prepare.arrays import SeriesArrays
 from flts_ray.prepare.run import prepare
+from flts_ray.tune.held import Held
 from flts_ray.tune.outcome import StudyResult, TrialOutcome, trial_folder
 from flts_ray.tune.refit import refit_best
+from flts_ray.tune.study import run_study
 from tests.raw_files import load_config, write_load
 from tests.synthetic import seasonal_set
 
 pytestmark = pytest.mark.integration
 
 DATA = seasonal_set(n_series=2, length=400)
-CONFIG = parse_config({"name": "load", "data": {"path": "load.csv"}, "task": {"horizon": 6}})
+RAW = {"name": "load", "data": {"path": "load.csv"}, "task": {"horizon": 6}}
+CONFIG = parse_config(RAW)
 NETWORK = {
     "hidden": 4,
     "epochs": 1,
@@ -121,3 +125,23 @@ def test_a_large_set_is_summed_by_bucket(tmp_path: Path) -> None:
     for name, value in expected.arrays().items():
         size = float(np.abs(value).max(initial=0.0))
         assert np.allclose(refit.sums.arrays()[name], value, rtol=1e-9, atol=1e-9 * size), name
+
+
+def test_a_set_lies_in_the_object_store_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, sets = ray.put, list[SeriesArrays]()
+
+    def counted(value: Any, *rest: Any, **options: Any) -> Any:
+        if isinstance(value, SeriesArrays):
+            sets.append(value)
+        return put(value, *rest, **options)
+
+    monkeypatch.setattr(ray, "put", counted)
+    held, trials = Held(DATA), study(tmp_path, {"seasonal_naive": {}})
+    assert sets == []
+    config = parse_config({**RAW, "models": {"seasonal_naive": {}, "ar": {}}})
+    run_study(config, DATA, tmp_path / "tuned", held=held)
+    refit_best(trials, DATA, tmp_path, CONFIG, held=held)
+    assert len(sets) == 1
+    np.testing.assert_array_equal(ray.get(held.reference).y, DATA.y)

@@ -168,4 +168,5 @@ def test_sums_of_no_window_add_nothing() -> None:
 
 def test_the_stride_is_the_least_distance_within_a_series() -> None:
     assert stride_of(np.array([0, 0, 0, 1, 1]), np.array([5, 30, 35, 2, 7])) == 5
-    assert stride_of(np.array([0, 1]), np.array([5, 6])) == 1
+    assert stride_of(np.array([0, 1, 2]), np.array([5, 90, 41])) == 86
+    assert stride_of(np.array([0]), np.array([5])) == 1

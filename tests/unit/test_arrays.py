@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flts_ray.prepare.arrays import SeriesArrays, actuals_at, bounded, origins_in, windows_at
+from flts_ray.prepare.arrays import (
+    SeriesArrays,
+    actuals_at,
+    bounded,
+    origins_in,
+    turns,
+    windows_at,
+)
 from tests.synthetic import seasonal_set
 
 DATA = seasonal_set(n_series=2, length=200)
@@ -90,3 +98,72 @@ def test_taking_series_keeps_their_rows_and_statistics() -> None:
     assert np.array_equal(taken.y, DATA.y[DATA.rows(1)])
     assert taken.stats.scale[0] == DATA.stats.scale[1]
     assert np.array_equal(taken.static, DATA.static[1:])
+
+
+def one_series_after_the_other(
+    data: SeriesArrays,
+    span: str,
+    lookback: int,
+    horizon: int,
+    stride: int,
+    most: int | None,
+    staggered: bool,
+) -> list[tuple[int, int]]:
+    """What `origins_in` says, window by window."""
+    found = []
+    for i in range(data.n_series):
+        y, seen = data.y[data.rows(i)], data.observed[data.rows(i)]
+        borders = (0, int(data.train_end[i]), int(data.valid_end[i]), len(y))
+        at = ("train", "validation", "test").index(span)
+        first, last = max(borders[at], lookback), borders[at + 1]
+        fitting = last - horizon - first + 1
+        step = stride if most is None else max(stride, -(-fitting // most))
+        later = int(turns(data.ids)[i] * step) if staggered else 0
+        for origin in range(first + later, last - horizon + 1, step):
+            history, targets = y[origin - lookback : origin], slice(origin, origin + horizon)
+            whole = not np.isnan(history).any() and seen[targets].any()
+            if whole and not (span == "train" and np.isnan(y[targets]).any()):
+                found.append((i, origin))
+    return found
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 12),
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.sampled_from([None, 1, 4]),
+    st.booleans(),
+)
+def test_origins_of_many_series_are_those_of_each(
+    seed: int, lookback: int, horizon: int, stride: int, most: int | None, staggered: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 60, size=7)
+    train_end, valid_end = (lengths * 0.6).astype(np.int64), (lengths * 0.8).astype(np.int64)
+    y = rng.standard_normal(int(lengths.sum()))
+    y[rng.random(len(y)) < 0.03] = np.nan
+    few = replace(
+        seasonal_set(n_series=7, length=60),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        train_end=train_end,
+        valid_end=valid_end,
+        y=y,
+        observed=~np.isnan(y) & (rng.random(len(y)) < 0.6),
+    )
+    for span in ("train", "validation", "test"):
+        asked = (span, lookback, horizon, stride, most, staggered)
+        expected = one_series_after_the_other(few, *asked)
+        for rows_at_once in (1, 40, 10**6):
+            with patch("flts_ray.prepare.arrays.ROWS_AT_ONCE", rows_at_once):
+                series, origins = origins_in(few, *asked)
+            assert list(zip(series.tolist(), origins.tolist(), strict=True)) == expected
+            assert series.dtype == origins.dtype == np.int64
+
+
+def test_series_take_their_turns_by_name_and_evenly() -> None:
+    names = [f"cell-{i}" for i in range(4000)]
+    found = turns(names)
+    np.testing.assert_array_equal(turns(names[::-1]), found[::-1])
+    counts, _ = np.histogram(found, bins=20, range=(0, 1))
+    assert counts.min() > 100 and counts.max() < 300

@@ -59,6 +59,17 @@ def test_the_stride_and_the_most_origins_of_a_series_are_kept() -> None:
     assert np.bincount(few.series).tolist() == [3, 3]
 
 
+@given(st.integers(1, 60), st.integers(1, 70))
+def test_thinned_origins_are_spread_over_all_of_them(n: int, most: int) -> None:
+    every = Origins(np.repeat(np.arange(n), 2), np.tile([5, 9], n))
+    few = every.thinned(most)
+    assert len(few) == min(most, 2 * n)
+    place = 2 * few.series + (few.positions == 9)
+    apart = np.diff(place)
+    assert place[0] == 0
+    assert not len(apart) or (place[-1] == 2 * n - 1 and apart.max() - apart.min() <= 1)
+
+
 def test_no_window_is_an_error_that_names_the_horizon() -> None:
     with pytest.raises(DataError, match=r"test span: .* 500 forecast steps; shorten task.horizon"):
         choose_origins(seasonal_set(), "test", LOOKBACK, 500)

@@ -29,7 +29,9 @@ def scored_of(y: np.ndarray, first: int, horizon: int = 6, every: int = 3) -> Sc
     back = y[origins[:, None] + np.arange(-41, 0)]
     actual = y[origins[:, None] + np.arange(horizon)]
     unit, row = np.ones(len(origins)), np.zeros(len(origins), np.int64)
-    return Scored(actual, 0 * actual, unit, seen_signs(back, unit, SIGNS), row, origins)
+    return Scored(
+        actual, 0 * actual, unit, seen_signs(back, unit, SIGNS), row, origins, origins % 24
+    )
 
 
 def covered(windows: Scored, quantiles: np.ndarray) -> tuple[float, float]:

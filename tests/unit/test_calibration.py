@@ -69,11 +69,21 @@ def test_errors_grow_with_what_is_wrong() -> None:
 def test_ties_count_half_and_missing_values_nowhere() -> None:
     actual = np.array([[1.0, np.nan], [2.0, 3.0]])
     quantiles = np.full((2, 2, 1), 2.0)
-    assert level_coverage(actual, quantiles).tolist() == [0.5]
-    steps = level_coverage(actual, quantiles, by_step)
+    assert level_coverage(actual, quantiles, (0.5,)).tolist() == [0.5]
+    steps = level_coverage(actual, quantiles, (0.5,), by_step)
     assert steps[:, 0].tolist() == [0.75, 0.0]
-    nothing = level_coverage(np.full((2, 2), np.nan), quantiles)
+    nothing = level_coverage(np.full((2, 2), np.nan), quantiles, (0.5,))
     assert np.isnan(pit_shares(nothing)).all()
+
+
+def test_a_forecast_that_ends_at_zero_is_calibrated() -> None:
+    """Seven of ten values are zero, the others as the forecast says."""
+    rng = np.random.default_rng(0)
+    share = rng.random((20_000, 1))
+    actual = np.maximum(share - 0.7, 0.0)
+    quantiles = np.maximum(np.array(LEVELS) - 0.7, 0.0) * np.ones((20_000, 1, 1))
+    covered = level_coverage(actual, quantiles, LEVELS)
+    np.testing.assert_allclose(covered, LEVELS, atol=0.02)
 
 
 def test_coverage_is_told_for_every_step_and_for_all() -> None:
@@ -91,6 +101,6 @@ def test_pit_shares_are_shares(seed: int) -> None:
     rng = np.random.default_rng(seed)
     quantiles = np.sort(rng.integers(0, 4, (9, 2, 5)).astype(float), axis=-1)
     actual = rng.integers(0, 4, (9, 2)).astype(float)
-    shares = pit_shares(level_coverage(actual, quantiles, by_step))
+    shares = pit_shares(level_coverage(actual, quantiles, LEVELS, by_step))
     assert shares.shape == (2, 6) and (shares >= -1e-12).all()
     np.testing.assert_allclose(shares.sum(axis=1), 1.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flts_ray.config import Config, load_config, parse_config
+from flts_ray.config import Config, TuneConfig, load_config, parse_config
 from flts_ray.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -111,3 +111,18 @@ def test_the_digest_depends_on_values_and_not_on_their_order() -> None:
 def test_shipped_configurations_are_valid(path: Path) -> None:
     config = load_config(path)
     assert config.name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({}, "cpu"),
+        ({"gpus_per_trial": 0.5}, "auto"),
+        ({"device": "cuda"}, "cuda"),
+        ({"device": "cpu", "gpus_per_trial": 1}, "cpu"),
+    ],
+)
+def test_networks_use_a_gpu_that_was_given_or_named(
+    settings: dict[str, object], where: str
+) -> None:
+    assert TuneConfig.model_validate(settings).where == where

@@ -44,6 +44,18 @@ def test_a_hole_before_the_test_span_is_named() -> None:
     assert "(step 3 of its 600), and 1 more are missing" in str(caught.value)
 
 
+@pytest.mark.parametrize("rows_at_once", [1, 1000, 10**6])
+def test_the_first_hole_is_named_and_all_are_counted_whatever_is_looked_at_at_once(
+    rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flts_ray.prepare.arrays.ROWS_AT_ONCE", rows_at_once)
+    data = with_hole(0, [470, 599])
+    future = data.future.copy()
+    future[data.offsets[2] + np.array([5, 6]), 2] = np.nan
+    with pytest.raises(DataError, match=r"series s0 .*step 470 of its 600\), and 2 more are"):
+        check_future(replace(data, future=future))
+
+
 def test_a_hole_in_the_horizon_is_named() -> None:
     data = with_hole(2, [100, 110])
     at = (np.array([0, 2]), np.array([108, 108]), 24, 6)

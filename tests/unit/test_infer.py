@@ -74,6 +74,14 @@ def test_what_cannot_be_inferred_asks_for_the_setting(stamps: np.ndarray) -> Non
     assert error.value.field == "data.frequency"
 
 
+def test_months_are_told_to_be_no_fixed_step() -> None:
+    months = np.arange("2020-01", "2024-01", dtype="datetime64[M]").astype("datetime64[us]")
+    for stamps, name in ((months, "months"), (months[::3], "quarters"), (months[::12], "years")):
+        with pytest.raises(DataError, match=f"calendar {name}.*fixed step"):
+            infer(series("a", stamps.astype(np.int64)))
+    assert infer(series("a", np.arange(12) * 30 * US_PER_DAY)) == "30D"
+
+
 def test_series_that_disagree_are_ambiguous() -> None:
     with pytest.raises(DataError, match=r"30min|1h|2h"):
         infer(*(series(str(n), np.arange(9) * n * HOUR // 2) for n in (1, 2, 4, 6)))

@@ -83,6 +83,8 @@ def test_spans_that_the_split_leaves_out_need_no_rows() -> None:
         (wave(7), "too_short", "training 5 of 6"),
         ([3.5] * 60, "constant", "3.5"),
         ([0.0] * 60, "all_zero", "0"),
+        ([5.0] * 50 + wave(10), "constant", "of its first 43 steps (training) is 5"),
+        ([0.0] * 43 + wave(17), "all_zero", "(training) is 0"),
         (wave(20) + [nan] * 60 + wave(20), "missing", "60.0%"),
         ([1e308, -1e308] * 30, "failed", "overflow"),
     ],

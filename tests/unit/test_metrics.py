@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from flts_ray.config import Score
 from flts_ray.errors import DataError
 from flts_ray.evaluate import metrics
 from flts_ray.evaluate.backtest import Backtest, Origins
+from flts_ray.models.losses import pinball as pinball_loss
 
 LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
 ADDITIVE: tuple[Score, ...] = ("mae", "mase", "wape", "pinball", "scaled_pinball")
@@ -154,3 +157,33 @@ def test_wape_of_zeros_is_an_error() -> None:
     bt.actual[:] = 0.0
     with pytest.raises(DataError, match="only zeros"):
         metrics.window_scores(bt, np.ones(2), "wape")
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_windows_scored_in_parts_score_as_together(score: Score) -> None:
+    bt, scale = some_backtest(3, windows=11), np.array([0.5, 3.0])
+    parts = [
+        replace(
+            bt,
+            origins=bt.origins.part(rows),
+            origin_us=bt.origin_us[rows],
+            mean=bt.mean[rows],
+            quantiles=bt.quantiles[rows],
+            actual=bt.actual[rows],
+        )
+        for rows in (slice(0, 4), slice(4, 5), slice(5, 11))
+    ]
+    joined = metrics.WindowLosses.joined([metrics.WindowLosses.of(p, scale, score) for p in parts])
+    whole = metrics.window_scores(bt, scale, score)
+    assert joined.scores().tobytes() == whole.tobytes()
+
+
+def test_losses_of_all_levels_do_not_depend_on_how_many_windows_are_taken_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bt = some_backtest(5, windows=9)
+    whole = pinball_loss(bt.actual, bt.quantiles, LEVELS).mean(axis=-1)
+    for at_once in (1, 4, 100):
+        monkeypatch.setattr(metrics, "WINDOWS_AT_ONCE", at_once)
+        found = metrics.over_levels(bt.actual, bt.quantiles, LEVELS)
+        assert found.tobytes() == whole.tobytes()

@@ -31,7 +31,15 @@ def instant(text: str, zone: str) -> int:
 
 @pytest.mark.parametrize(
     ("text", "seconds", "season"),
-    [("2min", 120, 720), ("30min", 1800, 48), ("h", 3600, 24), ("1D", 86400, 7), ("W", 604800, 52)],
+    [
+        ("2min", 120, 720),
+        ("30min", 1800, 48),
+        ("h", 3600, 24),
+        ("1D", 86400, 7),
+        ("W", 604800, 52),
+        ("2W", 1209600, 26),
+        ("30D", 2592000, 12),
+    ],
 )
 def test_a_frequency_knows_its_step_and_season(text: str, seconds: int, season: int) -> None:
     assert Frequency(text).step_us == seconds * 1_000_000

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import yaml
 
 from flts_ray.config import Config, load_config
 from flts_ray.errors import ConfigError, DataError
+from flts_ray.evaluate.backtest import choose_origins
+from flts_ray.evaluate.gate import MIN_BLOCKS
 from flts_ray.prepare.run import prepare
 from flts_ray.sources.guess import Guess, guess_columns
 from flts_ray.sources.propose import model_name, propose
@@ -182,12 +185,50 @@ def test_an_unclear_frequency_is_left_to_the_user(tmp_path: Path) -> None:
     assert "set it" in propose(path, "t")
 
 
-@pytest.mark.parametrize(("rows", "horizon"), [(30, 1), (600, 10), (5000, 24)])
+@pytest.mark.parametrize(
+    ("rows", "horizon", "test"),
+    [(30, 1, 0.15), (480, 7, 0.15), (600, 11, 0.15), (1000, 24, 0.2), (5000, 24, 0.15)],
+)
 def test_the_horizon_leaves_enough_of_them_to_judge(
-    tmp_path: Path, rows: int, horizon: int
+    tmp_path: Path, rows: int, horizon: int, test: float
 ) -> None:
     path = write(tmp_path / "t.csv", "ds,y", [(stamp(i), load(i)) for i in range(rows)])
+    config = written(tmp_path, path)
+    assert (config.task.horizon, config.split.test) == (horizon, test)
+
+
+def test_the_gate_has_windows_enough_for_what_is_proposed(tmp_path: Path) -> None:
+    weeks = [(BEGIN + timedelta(weeks=i)).isoformat() for i in range(150)]
+    config = written(
+        tmp_path, write(tmp_path / "t.csv", "ds,y", [(at, load(i)) for i, at in enumerate(weeks)])
+    )
+    stride = config.task.horizon
+    while gcd(stride, 52) > 1:
+        stride += 1
+    data = prepare(config).arrays()
+    origins = choose_origins(data, "test", 52, config.task.horizon, stride)
+    assert len(origins) >= MIN_BLOCKS
+
+
+@pytest.mark.parametrize(("in_turn", "horizon"), [(False, 11), (True, 24)])
+def test_the_first_rows_of_a_long_file_tell_how_long_its_series_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_turn: bool, horizon: int
+) -> None:
+    monkeypatch.setattr("flts_ray.sources.guess.ROWS", 1500)
+    rows = [(f"s{s}", stamp(i), load(i, s)) for s in range(3) for i in range(600)]
+    rows = sorted(rows, key=lambda row: row[1]) if in_turn else rows
+    path = write(tmp_path / "t.csv", "cell,ds,y", rows)
     assert written(tmp_path, path).task.horizon == horizon
+
+
+def test_a_text_that_belongs_to_the_series_is_static(tmp_path: Path) -> None:
+    rows = [
+        (f"s{s}", stamp(i), load(i, s), ("urban", "rural")[s % 2], ("sun", "rain")[i % 2])
+        for s in range(3)
+        for i in range(60)
+    ]
+    guess = table(tmp_path, "cell,ds,y,kind,weather", rows)
+    assert (guess.id, dict(guess.others)) == ("cell", {"kind": "static"})
 
 
 def test_minutes_do_not_make_a_horizon_of_a_day(tmp_path: Path) -> None:

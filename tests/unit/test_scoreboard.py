@@ -8,6 +8,7 @@ import pytest
 from flts_ray.errors import DataError
 from flts_ray.evaluate import metrics
 from flts_ray.evaluate.backtest import Backtest, Origins
+from flts_ray.evaluate.calibration import calibration_error, coverage_table, pit_table
 from flts_ray.evaluate.scoreboard import comparison_table, score_board
 from flts_ray.prepare.arrays import SeriesStats
 
@@ -45,6 +46,19 @@ def test_overall_numbers_average_over_observed_values() -> None:
     assert overall["coverage_95"] == 1.0
     assert overall["width_80"] == pytest.approx(3.0)
     assert (overall["windows"], overall["series"], overall["values"]) == (3, 2, 5)
+
+
+def test_numbers_that_share_their_work_are_those_of_each_alone() -> None:
+    bt, scale = some_backtest(0.7), some_stats().scale[[2, 0, 2]]
+    board = score_board("a", "ar", bt, some_stats())
+    alone = {
+        "pinball": metrics.pinball(bt.actual, bt.quantiles, LEVELS),
+        "scaled_pinball": metrics.scaled_pinball(bt.actual, bt.quantiles, LEVELS, scale),
+        "calibration_error": calibration_error(bt.actual, bt.quantiles, LEVELS),
+    }
+    assert {name: board.overall[name] for name in alone} == {k: float(v) for k, v in alone.items()}
+    assert board.pit == pit_table(bt)
+    assert board.coverage == coverage_table(bt)
 
 
 def test_every_step_is_judged_alone() -> None:

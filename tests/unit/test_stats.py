@@ -57,6 +57,12 @@ def test_scale_is_positive_without_seasonal_pairs_or_change() -> None:
     assert training_stats(np.zeros(9), np.ones(9, dtype=bool), 9, 4, 3.0).scale > 0
 
 
+def test_the_scale_of_a_series_that_repeats_itself_is_a_share_of_its_spread() -> None:
+    switched = np.tile([0.0, 0.0, 10.0, 10.0], 12)
+    made = training_stats(switched, np.ones(48, dtype=bool), 48, 4, 3.0)
+    assert made.scale == pytest.approx(made.std / 1000)
+
+
 def test_rare_peaks_of_a_flat_series_are_not_clipped() -> None:
     y = np.zeros(1000)
     y[500] = 50.0

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from flts_ray.errors import ConfigError
+from flts_ray.evaluate.backtest import Backtest, Origins, backtest
 from flts_ray.models import artifact
 from flts_ray.models.base import (
     KINDS,
@@ -242,3 +243,33 @@ def test_the_committed_file_is_plain_json(setting: TrialSetting) -> None:
     )
     assert raw["status"] == "finished"
     assert raw["artifact"] == "model-0001"
+
+
+def test_a_score_does_not_depend_on_how_many_windows_are_forecast_at_once(
+    setting: TrialSetting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = LastValue(ModelSpec("scripted", TASK, 1, DATA.contract), DATA.stats, 1.0)
+    whole = validation_score(fitted, DATA, setting)
+    monkeypatch.setattr("flts_ray.tune.trial.WINDOWS_AT_ONCE", 7)
+    assert validation_score(fitted, DATA, setting) == whole
+
+
+def test_of_very_many_windows_some_are_scored(
+    setting: TrialSetting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = LastValue(ModelSpec("scripted", TASK, 1, DATA.contract), DATA.stats, 1.0)
+    scored = []
+
+    def counted(fitted: Fitted, data: SeriesArrays, origins: Origins) -> Backtest:
+        scored.append(origins)
+        return backtest(fitted, data, origins)
+
+    monkeypatch.setattr("flts_ray.tune.trial.backtest", counted)
+    monkeypatch.setattr("flts_ray.tune.trial.MAX_WINDOWS", 10)
+    assert np.isfinite(validation_score(fitted, DATA, setting))
+    validation_score(fitted, DATA, replace(setting, stride=5))
+    few, configured = scored
+    assert len(few) == 10
+    assert set(few.series.tolist()) == set(range(DATA.n_series))
+    assert len(configured) > 10
+    assert set(np.diff(configured.positions[configured.series == 0])) == {5}

@@ -123,7 +123,7 @@ def test_local_scale_of_a_window_is_its_own() -> None:
     together = local_scale(whole, np.ones(7), series[:7], found)
     for i in range(7):
         alone = local_scale(whole.part(slice(i, i + 1)), np.ones(1), series[i : i + 1], found)
-        assert alone[0] == together[i]
+        np.testing.assert_array_equal(alone[0], together[i])
 
 
 def test_it_comes_back_from_its_arrays() -> None:
