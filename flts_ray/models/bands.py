@@ -4,9 +4,9 @@ Design choices: one rule for every model that forecasts a mean; windows from all
 and the validation span calibrate, each forecast by a fit that has not seen it, because one
 season's errors say little about the next; scores are errors in units of what the window shows
 (`volatility.py`) and of what the clock says (`phases.py`), so that calm and storm, night and day
-become exchangeable, and their order statistics, with
-the correction of split conformal prediction, are the bands (`calibrate.py`); how far bands follow
-both is chosen by the pinball loss on blocks of time that had no say in it.
+become exchangeable, and their order statistics, with the correction of split conformal prediction,
+are the bands (`calibrate.py`); how far bands follow both is chosen by the pinball loss on blocks of
+time that had no say in it.
 """
 
 from __future__ import annotations

@@ -168,9 +168,9 @@ def fit_volatility(
 
     seen: [n, k] of `seen_signs`; error: [n, H], absolute and scaled, NaN where not observed;
     series: int64 [n]; weight: windows that do not overlap, for each of the n; share: of the
-    slopes that is kept. Ridge regression
-    of the logarithm of a window's mean error, each step in units of its own mean, within series;
-    levels are what is left of a series, shrunk by its number of windows (random effects).
+    slopes that is kept. Ridge regression of the logarithm of a window's mean error, each step in
+    units of its own mean, within series; levels are what is left of a series, shrunk by its number
+    of windows (random effects).
     """
     told = np.isfinite(error).any(axis=1)
     if not told.any():
