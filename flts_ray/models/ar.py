@@ -45,6 +45,7 @@ from flts_ray.models.base import (
 from flts_ray.models.follow import followed, with_bands
 from flts_ray.models.memory import Memory, split_memory, stored
 from flts_ray.models.news import News, learned, news_of
+from flts_ray.models.relevel import relevelled
 from flts_ray.models.spread import Spread
 from flts_ray.models.support import floored
 from flts_ray.models.volatility import Volatility, local_scale
@@ -91,7 +92,7 @@ class FittedAR:
         """Mean, quantiles and the scale of their bands."""
         calibrate.check_lookback(windows, self.spec.lookback)
         check_ahead(windows)
-        windows, task = windows.last(self.spec.lookback), self.spec.task
+        windows, task = relevelled(windows.last(self.spec.lookback)), self.spec.task
         rows = calibrate.known_rows(windows.ids, self.stats)
         mean = np.empty((len(windows), task.horizon))
         width = np.empty_like(mean)

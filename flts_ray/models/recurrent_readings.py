@@ -15,6 +15,7 @@ import numpy as np
 from flts_ray.models.base import Forecast, ModelSpec, check_windows
 from flts_ray.models.calibrate import apply_shift
 from flts_ray.models.recurrent_columns import ColumnScaling
+from flts_ray.models.relevel import relevelled
 from flts_ray.models.support import floored
 from flts_ray.prepare.arrays import Windows
 from flts_ray.prepare.covariates import recoded
@@ -101,7 +102,7 @@ def windows_for(spec: ModelSpec, windows: Windows) -> Windows:
     Raises DataError for a wrong lookback or horizon and for what should be known of it.
     """
     check_windows(spec, windows)
-    return recoded(windows.last(spec.lookback), spec.contract)
+    return recoded(relevelled(windows.last(spec.lookback)), spec.contract)
 
 
 def calibrated(found: Prediction, shift: np.ndarray) -> Prediction:
