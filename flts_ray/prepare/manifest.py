@@ -18,7 +18,7 @@ from flts_ray.errors import ArtifactError, ConfigError
 from flts_ray.panel import Contract, Frequency, Role
 from flts_ray.prepare.calendar import HOLIDAY_COLUMN, calendar_columns
 
-PREPARATION_VERSION = 1
+PREPARATION_VERSION = 2
 """Raised whenever the same rows and configuration would give different prepared rows."""
 MANIFEST_NAME = "manifest.json"
 QUARANTINE_NAME = "quarantine.parquet"
