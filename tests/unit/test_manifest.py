@@ -12,6 +12,7 @@ from flts_ray.config import Config, parse_config
 from flts_ray.errors import ArtifactError, ConfigError
 from flts_ray.panel import Frequency
 from flts_ray.prepare.manifest import (
+    PREPARATION_VERSION,
     Manifest,
     describe_inputs,
     hashed_config,
@@ -104,7 +105,7 @@ def manifest() -> Manifest:
     contract = make_contract(config(data={"units": "MW"}), Frequency("1h"))
     return Manifest(
         hash="ab" * 32,
-        version=1,
+        version=PREPARATION_VERSION,
         config=hashed_config(config(), contract),
         inputs=describe_inputs([File()]),
         contract=contract,
@@ -130,7 +131,7 @@ def test_manifest_round_trip_is_exact() -> None:
     assert b"/here" not in written
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"{", b'{"version": 1}', b"\xff"])
+@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"{", b'{"version": 2}', b"\xff"])
 def test_damaged_manifest_is_refused(data: bytes) -> None:
     with pytest.raises(ArtifactError, match="here"):
         Manifest.from_json(data, "here")
