@@ -20,6 +20,7 @@ import numpy as np
 
 from flts_ray.panel import Contract, steps_after
 
+FEW_ORIGINS = 8
 ROWS_AT_ONCE = 2**22
 """Rows that a scan of a set looks through together."""
 MOVED = 0.1
@@ -239,11 +240,11 @@ def origins_in(
 
     span: "train" (history and targets within training), "validation" or "test" (targets within
     the span, history may reach back into the one before). `max_origins` bounds the origins of
-    one series by widening the stride for that series. `staggered`: each series begins elsewhere
-    within its first stride, wherever its name says, because of many series with few origins each
-    all would lie at the same instants; one that ends before has none. Windows whose history holds
-    a NaN, or whose targets were nowhere observed, are left out. Returns (series, origins), int64
-    [n], ordered by series, then time.
+    one series by widening the stride for that series. `staggered`: a series with fewer than
+    `FEW_ORIGINS` begins elsewhere within its first stride, wherever its name says, because those
+    of many such series would lie at the same instants; one that ends before has none. Windows
+    whose history holds a NaN, or whose targets were nowhere observed, are left out. Returns
+    (series, origins), int64 [n], ordered by series, then time.
     """
     first, last = _borders(data, span)
     first = np.maximum(first, lookback)
@@ -252,7 +253,8 @@ def origins_in(
     if max_origins is not None:
         step = np.maximum(step, -(-fitting // max_origins))
     if staggered:
-        later = (turns(data.ids) * step).astype(np.int64)
+        few = fitting < FEW_ORIGINS * step
+        later = np.where(few, turns(data.ids) * step, 0.0).astype(np.int64)
         first, fitting = first + later, np.maximum(fitting - later, 0)
     count = -(-fitting // step)
     found = [np.zeros((2, 0), np.int64)]

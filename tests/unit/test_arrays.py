@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flts_ray.prepare.arrays import (
+    FEW_ORIGINS,
     SeriesArrays,
     actuals_at,
     bounded,
@@ -118,7 +119,8 @@ def one_series_after_the_other(
         first, last = max(borders[at], lookback), borders[at + 1]
         fitting = last - horizon - first + 1
         step = stride if most is None else max(stride, -(-fitting // most))
-        later = int(turns(data.ids)[i] * step) if staggered else 0
+        few = staggered and fitting < FEW_ORIGINS * step
+        later = int(turns(data.ids)[i] * step) if few else 0
         for origin in range(first + later, last - horizon + 1, step):
             history, targets = y[origin - lookback : origin], slice(origin, origin + horizon)
             whole = not np.isnan(history).any() and seen[targets].any()
