@@ -81,8 +81,7 @@ class FittedAR:
     def forecast(self, windows: Windows) -> Forecast:
         """See `Fitted.forecast`; any series can be forecast."""
         mean, quantiles, _ = self._banded(windows)
-        found = floored(windows.last(self.spec.lookback).y, mean, quantiles)
-        return Forecast(windows.ids, windows.origin_us, self.spec.task.levels, *found)
+        return floored(self.spec, windows, mean, quantiles)
 
     def served(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
         """Quantiles and the scale of their bands; see `recent_scores.Ask`."""

@@ -119,9 +119,7 @@ class Blend:
 
         Raises DataError for a new series where every member with weight knows only its own.
         """
-        mean, quantiles = self._banded(windows)
-        found = floored(windows.last(self.spec.lookback).y, mean, quantiles)
-        return Forecast(windows.ids, windows.origin_us, self.spec.task.levels, *found)
+        return floored(self.spec, windows, *self._banded(windows))
 
     def _banded(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
         """Mean and quantiles, whatever floor the windows show."""

@@ -27,10 +27,10 @@ from flts_ray.models.recurrent_readings import (
     Readings,
     calibrated,
     denormalised,
-    forecast_of,
     inputs_of,
     windows_for,
 )
+from flts_ray.models.support import floored
 from flts_ray.prepare.arrays import SeriesStats, Windows
 
 NETWORKS = ("gru", "lstm")
@@ -98,7 +98,8 @@ class FittedOnnx:
     def forecast(self, windows: Windows) -> Forecast:
         """Forecast windows of any series. Raises DataError for a wrong lookback or horizon."""
         windows = windows_for(self.spec, windows)
-        return forecast_of(self.spec, windows, calibrated(self.predict(windows), self.shift))
+        found = calibrated(self.predict(windows), self.shift)
+        return floored(self.spec, windows, found.mean, found.quantiles)
 
     def predict(self, windows: Windows) -> Prediction:
         """What the network says of windows of its own lookback, before calibration."""

@@ -23,7 +23,6 @@ from flts_ray.models.recurrent_net import SegmentNet
 from flts_ray.models.recurrent_readings import (
     Prediction,
     calibrated,
-    forecast_of,
     windows_for,
 )
 from flts_ray.models.recurrent_stored import (
@@ -34,6 +33,7 @@ from flts_ray.models.recurrent_stored import (
     read_values,
     values_of,
 )
+from flts_ray.models.support import floored
 from flts_ray.prepare.arrays import SeriesStats, Windows
 
 
@@ -58,7 +58,8 @@ class FittedRecurrent:
     def forecast(self, windows: Windows) -> Forecast:
         """Forecast windows of any series. Raises DataError for a wrong lookback or horizon."""
         windows = windows_for(self.spec, windows)
-        return forecast_of(self.spec, windows, self.banded(windows))
+        found = self.banded(windows)
+        return floored(self.spec, windows, found.mean, found.quantiles)
 
     def banded(self, windows: Windows) -> Prediction:
         """The same of windows that were checked, whatever floor they show."""

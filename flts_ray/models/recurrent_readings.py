@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flts_ray.models.base import Forecast, ModelSpec, check_windows
+from flts_ray.models.base import ModelSpec, check_windows
 from flts_ray.models.calibrate import apply_shift
 from flts_ray.models.recurrent_columns import ColumnScaling
 from flts_ray.models.relevel import relevelled
-from flts_ray.models.support import floored
 from flts_ray.prepare.arrays import Windows
 from flts_ray.prepare.covariates import recoded
 
@@ -109,12 +108,6 @@ def calibrated(found: Prediction, shift: np.ndarray) -> Prediction:
     """With quantiles moved by shift, [H, Q] in units of the window scale."""
     moved = apply_shift(found.quantiles, shift.astype(np.float64), found.scale)
     return found._replace(quantiles=moved)
-
-
-def forecast_of(spec: ModelSpec, windows: Windows, found: Prediction) -> Forecast:
-    """What a network predicted, calibrated, not below the floor of a window."""
-    mean, quantiles = floored(windows.y, found.mean, found.quantiles)
-    return Forecast(windows.ids, windows.origin_us, spec.task.levels, mean, quantiles)
 
 
 def denormalised(mean: np.ndarray, quantiles: np.ndarray, units: WindowUnits) -> Prediction:

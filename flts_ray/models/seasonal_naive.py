@@ -68,8 +68,7 @@ class FittedSeasonalNaive:
     def forecast(self, windows: Windows) -> Forecast:
         """See `Fitted.forecast`; any series can be forecast."""
         mean, quantiles, _ = self._banded(windows)
-        found = floored(windows.last(self.spec.lookback).y, mean, quantiles)
-        return Forecast(windows.ids, windows.origin_us, self.spec.task.levels, *found)
+        return floored(self.spec, windows, mean, quantiles)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         return {}, {**self.volatility.arrays(), **self.band.arrays(), **stored(self.memory)}

@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from flts_ray.models.base import Forecast, ModelSpec
+from flts_ray.prepare.arrays import Windows
 
-def floored(
-    y: np.ndarray, mean: np.ndarray, quantiles: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [n, H] and quantiles [n, H, Q], not below zero where the window stood on it.
 
-    y: [n, L], what the windows show. All in the input's units, without an offset or a scale.
+def floored(spec: ModelSpec, windows: Windows, mean: np.ndarray, quantiles: np.ndarray) -> Forecast:
+    """The forecast of these windows, not below zero where what the model sees stood on it.
+
+    mean: [n, H]; quantiles: [n, H, Q]; both in the input's units.
     """
-    floor = np.where(y.min(axis=1) == 0.0, 0.0, -np.inf)
-    return np.maximum(mean, floor[:, None]), np.maximum(quantiles, floor[:, None, None])
+    stood = windows.last(spec.lookback).y.min(axis=1) == 0.0
+    if stood.any():
+        floor = np.where(stood, 0.0, -np.inf)
+        mean = np.maximum(mean, floor[:, None])
+        quantiles = np.maximum(quantiles, floor[:, None, None])
+    return Forecast(windows.ids, windows.origin_us, spec.task.levels, mean, quantiles)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flts_ray.models.base import Fitted, Task, fit_fully
+from flts_ray.models.base import Fitted, ModelSpec, Task, fit_fully
 from flts_ray.models.blend import WeightTable, blend_of
 from flts_ray.models.onnx_export import exported
 from flts_ray.models.recurrent_update import served
@@ -20,10 +20,13 @@ TASK = Task(6, (0.025, 0.1, 0.5, 0.9, 0.975))
 
 
 def test_only_a_window_that_stood_on_zero_has_a_floor() -> None:
-    y = np.array([[0.0, 3.0], [1.0, 3.0], [-1.0, 0.0]])
-    mean, quantiles = floored(y, np.full((3, 1), -2.0), np.full((3, 1, 2), [-3.0, 4.0]))
-    assert mean.tolist() == [[0.0], [-2.0], [-2.0]]
-    assert quantiles.tolist() == [[[0.0, 4.0]], [[-3.0, 4.0]], [[-3.0, 4.0]]]
+    data, spec = sunny(), ModelSpec("ar", Task(1, (0.5, 0.9)), 2, sunny().contract, {})
+    windows = windows_at(data, np.zeros(3, np.int64), np.array([50, 60, 70]), 4, 1)
+    y = np.array([[9.0, 0.0, 0.0, 3.0], [0.0, 9.0, 1.0, 3.0], [9.0, 9.0, -1.0, 0.0]])
+    given = np.full((3, 1), -2.0), np.tile([-3.0, 4.0], (3, 1, 1))
+    found = floored(spec, replace(windows, y=y), *given)
+    assert found.mean.tolist() == [[0.0], [-2.0], [-2.0]]
+    assert found.quantiles.tolist() == [[[0.0, 4.0]], [[-3.0, 4.0]], [[-3.0, 4.0]]]
 
 
 def sunny() -> SeriesArrays:
