@@ -7,8 +7,8 @@ mix both levels for weeks.
 Design choices: seasons are compared whole, so that neither nights nor the hour of a forecast count;
 a level has moved when every season after some moment lies beyond every season before it by
 `RATIO`; there are `LEAST` on either side, so that an odd day is no move, and `WEEK` on one of them,
-so that a weekend is none; only levels above zero have a ratio; the season in which it happened is
-cut where both sides fit best; whatever has not moved is handed back as it came.
+so that a weekend is none; only values that are never below zero have a ratio; the season in which
+it happened is cut where both sides fit best; whatever has not moved is handed back as it came.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def relevelled(windows: Windows) -> Windows:
     levels = whole.mean(axis=2)
     lowest = levels.min(axis=1)
     doubtful = np.flatnonzero((lowest > 0) & (levels.max(axis=1) > RATIO * lowest))
+    doubtful = doubtful[y[doubtful].min(axis=1) >= 0]
     if not len(doubtful):
         return windows
     changed = y.copy()

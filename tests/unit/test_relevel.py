@@ -56,10 +56,13 @@ def test_an_odd_day_is_no_move() -> None:
     np.testing.assert_array_equal(relevelled(windows_of(y)).y, y)
 
 
-def test_only_levels_above_zero_move() -> None:
-    sunk = np.where(np.arange(DAY * DAYS) < 7 * DAY, SHAPE, SHAPE - 100)
-    gone = np.where(np.arange(DAY * DAYS) < 7 * DAY, SHAPE, 0.0)
-    y = np.stack([sunk, gone])
+def test_only_values_above_zero_move() -> None:
+    early = np.arange(DAY * DAYS) < 7 * DAY
+    sunk = np.where(early, SHAPE, SHAPE - 100)
+    gone = np.where(early, SHAPE, 0.0)
+    around_zero = np.where(early, SHAPE, SHAPE / 10) - 5.0 * (np.arange(DAY * DAYS) == 300)
+    y = np.stack([sunk, gone, around_zero])
+    assert y[2].mean() > 0 > y[2].min()
     np.testing.assert_array_equal(relevelled(windows_of(y)).y, y)
 
 
