@@ -16,8 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from flts_ray.evaluate.backtest import Backtest
-from flts_ray.evaluate.metrics import Average, by_step, overall, together
+from flts_ray.evaluate.metrics import Average, overall
 
 
 def level_coverage(
@@ -53,21 +52,11 @@ def _spread(actual: np.ndarray, quantiles: np.ndarray, levels: np.ndarray) -> np
     return np.asarray(np.clip((levels - start) / (end - start), 0.0, 1.0))
 
 
-def calibration_error(
-    actual: np.ndarray,
-    quantiles: np.ndarray,
-    levels: Sequence[float],
-    average: Average = overall,
-) -> np.ndarray:
-    """Mean distance of the levels' coverage from the levels, a share by group.
+def calibration_error(covered: np.ndarray, levels: Sequence[float]) -> np.ndarray:
+    """Mean distance of the levels' coverage, [..., Q] of `level_coverage`, from the levels: [...].
 
     Zero for a perfect forecaster with endless data (Kuleshov, Fenner & Ermon 2018).
     """
-    return distance(level_coverage(actual, quantiles, levels, average), levels)
-
-
-def distance(covered: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-    """`calibration_error` of what `level_coverage` found, [..., Q]: [...]."""
     return np.asarray(np.abs(covered - np.asarray(levels)).mean(axis=-1))
 
 
@@ -83,16 +72,14 @@ def pit_shares(covered: np.ndarray) -> np.ndarray:
     return np.diff(np.concatenate([ends, covered, ends + 1], axis=-1), axis=-1)
 
 
-def pit_table(bt: Backtest, covered: np.ndarray | None = None) -> pa.Table:
-    """The PIT histogram of a backtest, a row a bin: above, below, share, expected, height.
+def pit_table(levels: Sequence[float], covered: np.ndarray) -> pa.Table:
+    """The PIT histogram, a row a bin: above, below, share, expected, height.
 
-    covered: [Q], the overall `level_coverage` where it is known.
+    covered: [Q], the overall `level_coverage`.
     `height` is one everywhere for a perfect forecaster; high ends mean bands too narrow, a hill
     in the middle bands too wide, a slope a forecast that leans to one side.
     """
-    edges = np.array([0.0, *bt.levels, 1.0])
-    if covered is None:
-        covered = level_coverage(bt.actual, bt.quantiles, bt.levels)
+    edges = np.array([0.0, *levels, 1.0])
     share, expected = pit_shares(covered), np.diff(edges)
     columns = {
         "above": edges[:-1],
@@ -104,13 +91,11 @@ def pit_table(bt: Backtest, covered: np.ndarray | None = None) -> pa.Table:
     return pa.table({name: pa.array(values) for name, values in columns.items()})
 
 
-def coverage_table(bt: Backtest, covered: np.ndarray | None = None) -> pa.Table:
+def coverage_table(levels: Sequence[float], covered: np.ndarray) -> pa.Table:
     """Coverage of each level at each step: `step` (0 for all together), then a column a level.
 
-    covered: [1 + H, Q], the `level_coverage` of all together and of each step where it is known.
+    covered: [1 + H, Q], the `level_coverage` of all together and of each step.
     """
-    if covered is None:
-        covered = level_coverage(bt.actual, bt.quantiles, bt.levels, together(overall, by_step))
     steps = np.arange(len(covered))
-    columns = {f"q{level:g}": covered[:, i] for i, level in enumerate(bt.levels)}
+    columns = {f"q{level:g}": covered[:, i] for i, level in enumerate(levels)}
     return pa.table({"step": pa.array(steps), **{n: pa.array(c) for n, c in columns.items()}})

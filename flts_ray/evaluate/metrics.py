@@ -19,6 +19,7 @@ import numpy as np
 from flts_ray.config import Score
 from flts_ray.errors import DataError
 from flts_ray.evaluate.backtest import Backtest
+from flts_ray.models.calibrate import chunks
 from flts_ray.models.losses import pinball as pinball_loss
 
 WINDOWS_AT_ONCE = 1024
@@ -89,11 +90,12 @@ def mase(
 def over_levels(actual: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> np.ndarray:
     """Pinball loss averaged over the levels, float64 [n, H], NaN where nothing was observed.
 
-    Some windows at a time: the losses of all levels are many times as large as the result.
+    Divided by the seasonal scale of each series it is the loss of the M5 uncertainty competition
+    (Makridakis et al. 2022). Some windows at a time: the losses of all levels are many times as
+    large as the result.
     """
     found = np.empty(actual.shape)
-    for start in range(0, len(actual), WINDOWS_AT_ONCE):
-        rows = slice(start, start + WINDOWS_AT_ONCE)
+    for rows in chunks(len(actual), WINDOWS_AT_ONCE):
         found[rows] = pinball_loss(actual[rows], quantiles[rows], levels).mean(axis=-1)
     return found
 
@@ -110,20 +112,6 @@ def pinball(
     continuous ranked probability score (Gneiting & Raftery 2007).
     """
     return average(over_levels(actual, quantiles, levels))
-
-
-def scaled_pinball(
-    actual: np.ndarray,
-    quantiles: np.ndarray,
-    levels: Sequence[float],
-    scale: np.ndarray,
-    average: Average = overall,
-) -> np.ndarray:
-    """Pinball loss over the seasonal-naive error, mean(pinball / scale), without units.
-
-    The scaling of the M5 uncertainty competition (Makridakis et al. 2022) with a seasonal scale.
-    """
-    return average(over_levels(actual, quantiles, levels) / scale[:, None])
 
 
 def composite(

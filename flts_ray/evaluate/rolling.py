@@ -10,13 +10,13 @@ the numbers beside a frozen backtest say what the bands alone owe to being kept 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from flts_ray.evaluate.backtest import Backtest, Origins, backtest, instants_of
 from flts_ray.models.base import Fitted, follower
+from flts_ray.models.calibrate import chunks
 from flts_ray.models.memory import memory_of, positions_of
 from flts_ray.models.news import same_contract
 from flts_ray.panel import steps_after
@@ -52,7 +52,10 @@ def rolling_backtest(
     kept = follower(fitted.spec.kind)
     for number in range(int(at.max(initial=-1)) + 1):
         model = kept.follow(model, known_at(data, int(instants[number])))
-        for rows in _some(np.flatnonzero(at == number)):
+        mine = np.flatnonzero(at == number)
+        # A few at a time, so that their forecasts do not lie twice in memory.
+        for some in chunks(len(mine), WINDOWS_AT_ONCE):
+            rows = mine[some]
             part = backtest(model, data, origins.part(rows))
             made.mean[rows], made.quantiles[rows] = part.mean, part.quantiles
             made.actual[rows] = part.actual
@@ -75,11 +78,6 @@ def known_at(data: SeriesArrays, instant_us: int) -> SeriesArrays:
     at = positions_of(np.full(data.n_series, instant_us), data.start_us, data.contract)
     valid_end = np.clip(at, 0, data.lengths)
     return replace(data, train_end=np.minimum(data.train_end, valid_end), valid_end=valid_end)
-
-
-def _some(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """A few rows at a time, so that their forecasts do not lie twice in memory."""
-    return (rows[start : start + WINDOWS_AT_ONCE] for start in range(0, len(rows), WINDOWS_AT_ONCE))
 
 
 def _empty(fitted: Fitted, data: SeriesArrays, origins: Origins) -> Backtest:

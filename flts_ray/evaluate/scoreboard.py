@@ -18,7 +18,12 @@ import pyarrow as pa
 from flts_ray.errors import DataError
 from flts_ray.evaluate import metrics
 from flts_ray.evaluate.backtest import Backtest
-from flts_ray.evaluate.calibration import coverage_table, distance, level_coverage, pit_table
+from flts_ray.evaluate.calibration import (
+    calibration_error,
+    coverage_table,
+    level_coverage,
+    pit_table,
+)
 from flts_ray.evaluate.coverage import bands_table
 from flts_ray.prepare.arrays import SeriesStats
 
@@ -81,7 +86,7 @@ def measures(
         "coverage_80": metrics.coverage(actual, *band_80, average),
         "coverage_95": metrics.coverage(actual, *band_95, average),
         "width_80": metrics.band_width(actual, *band_80, average),
-        "calibration_error": distance(covered, bt.levels),
+        "calibration_error": calibration_error(covered, bt.levels),
     }
 
 
@@ -130,8 +135,8 @@ def score_board(
             },
             {key: values[1 + steps :] for key, values in found.items()},
         ),
-        pit=pit_table(bt, covered[0]),
-        coverage=coverage_table(bt, covered[: 1 + steps]),
+        pit=pit_table(bt.levels, covered[0]),
+        coverage=coverage_table(bt.levels, covered[: 1 + steps]),
         bands=pa.table({}) if step_us is None else bands_table(bt, kept, step_us),
     )
 

@@ -37,13 +37,13 @@ def relevelled(windows: Windows) -> Windows:
     lowest = levels.min(axis=1)
     doubtful = np.flatnonzero((lowest > 0) & (levels.max(axis=1) > RATIO * lowest))
     doubtful = doubtful[y[doubtful].min(axis=1) >= 0]
-    if not len(doubtful):
+    at = moved_at(levels[doubtful])
+    if not at.any():
         return windows
     changed = y.copy()
-    for row, at in zip(doubtful.tolist(), moved_at(levels[doubtful]).tolist(), strict=True):
-        if at:
-            older, factor = _older(whole[row], at)
-            changed[row, : y.shape[1] - count * season + older] *= factor
+    for row, moved in zip(doubtful[at > 0].tolist(), at[at > 0].tolist(), strict=True):
+        older, factor = _older(whole[row], moved)
+        changed[row, : y.shape[1] - count * season + older] *= factor
     return replace(windows, y=changed)
 
 

@@ -254,8 +254,9 @@ def origins_in(
         step = np.maximum(step, -(-fitting // max_origins))
     if staggered:
         few = fitting < FEW_ORIGINS * step
-        later = np.where(few, turns(data.ids) * step, 0.0).astype(np.int64)
-        first, fitting = first + later, np.maximum(fitting - later, 0)
+        if few.any():  # names are hashed only where it matters
+            later = np.where(few, turns(data.ids) * step, 0.0).astype(np.int64)
+            first, fitting = first + later, np.maximum(fitting - later, 0)
     count = -(-fitting // step)
     found = [np.zeros((2, 0), np.int64)]
     for some in runs_of_series(data.offsets):

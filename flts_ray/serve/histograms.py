@@ -10,7 +10,7 @@ grow with the rate and whose sum is exact.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -25,6 +25,7 @@ BOUND = "le"
 class _Totals:
     """counts: [bound + 1], not added up yet."""
 
+    labels: Mapping[str, str]
     counts: list[int]
     total: float = 0.0
 
@@ -33,28 +34,30 @@ class _Totals:
 class Histograms:
     """Totals since the start. `bounds` rise; `names` are those of the histograms."""
 
-    names: Iterable[str]
+    names: Collection[str]
     bounds: tuple[float, ...]
     _kept: dict[tuple[str, frozenset[tuple[str, str]]], _Totals] = field(default_factory=dict)
 
     def since(self, readings: Iterable[Reading]) -> list[Reading]:
         """Add observations; the new totals of each histogram that had one."""
-        changed: dict[tuple[str, frozenset[tuple[str, str]]], Mapping[str, str]] = {}
+        changed: dict[tuple[str, frozenset[tuple[str, str]]], _Totals] = {}
         for one in readings:
             if one.metric not in self.names:
                 continue
             key = one.metric, frozenset(one.labels.items())
-            totals = self._kept.setdefault(key, _Totals([0] * (len(self.bounds) + 1)))
+            if key not in self._kept:
+                self._kept[key] = _Totals(one.labels, [0] * (len(self.bounds) + 1))
+            totals = changed[key] = self._kept[key]
             totals.counts[bisect_left(self.bounds, one.value)] += one.times
             totals.total += one.value * one.times
-            changed[key] = one.labels
         return [
             shown
-            for (metric, rest), labels in changed.items()
-            for shown in self._shown(metric, labels, self._kept[metric, rest])
+            for (metric, _), totals in changed.items()
+            for shown in self._shown(metric, totals)
         ]
 
-    def _shown(self, metric: str, labels: Mapping[str, str], totals: _Totals) -> list[Reading]:
+    def _shown(self, metric: str, totals: _Totals) -> list[Reading]:
+        labels = totals.labels
         bounds = (*map(str, self.bounds), "+Inf")
         up_to = list(accumulate(totals.counts))
         return [

@@ -3,6 +3,7 @@ from __future__ import annotations
 from statistics import NormalDist
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from flts_ray.evaluate.calibration import (
     pit_shares,
     pit_table,
 )
-from flts_ray.evaluate.metrics import by_step
+from flts_ray.evaluate.metrics import by_step, overall, together
 
 LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
 NORMAL = NormalDist()
@@ -37,30 +38,37 @@ def forecaster(width: float = 1.0, lean: float = 0.0, n: int = 20_000) -> Backte
     return backtest_of(centre + rng.standard_normal((n, 3)), quantiles)
 
 
+def pit_of(bt: Backtest) -> pa.Table:
+    return pit_table(LEVELS, level_coverage(bt.actual, bt.quantiles, LEVELS))
+
+
 def test_the_pit_of_a_perfect_forecaster_is_uniform() -> None:
-    table = pit_table(forecaster())
+    table = pit_of(forecaster())
     np.testing.assert_allclose(table["height"].to_numpy(), 1.0, atol=0.05)
     assert table["above"].to_pylist() == [0.0, *LEVELS]
     assert table["below"].to_pylist() == [*LEVELS, 1.0]
     assert sum(table["share"].to_pylist()) == pytest.approx(1.0)
     bt = forecaster()
-    assert calibration_error(bt.actual, bt.quantiles, LEVELS) < 0.005
+    assert calibration_error(level_coverage(bt.actual, bt.quantiles, LEVELS), LEVELS) < 0.005
 
 
 def test_narrow_bands_raise_the_ends_and_wide_ones_the_middle() -> None:
-    narrow, wide = (pit_table(forecaster(width))["height"].to_numpy() for width in (0.5, 2.0))
+    narrow, wide = (pit_of(forecaster(width))["height"].to_numpy() for width in (0.5, 2.0))
     assert narrow[0] > 2 and narrow[-1] > 2 and narrow[2] < 0.8
     assert wide[0] < 0.2 and wide[-1] < 0.2 and wide[2] > 1.1
 
 
 def test_a_lean_tilts_the_histogram() -> None:
-    low = pit_table(forecaster(lean=-0.5))["height"].to_numpy()
+    low = pit_of(forecaster(lean=-0.5))["height"].to_numpy()
     assert low[-1] > 1.5 and low[0] < 0.7
 
 
 def test_errors_grow_with_what_is_wrong() -> None:
     found = [forecaster(width) for width in (1.0, 0.8, 0.5)]
-    errors = [float(calibration_error(bt.actual, bt.quantiles, LEVELS)) for bt in found]
+    errors = [
+        float(calibration_error(level_coverage(bt.actual, bt.quantiles, LEVELS), LEVELS))
+        for bt in found
+    ]
     assert errors == sorted(errors)
     covered = np.array([NORMAL.cdf(0.5 * offset) for offset in OFFSETS])
     assert errors[2] == pytest.approx(np.abs(covered - LEVELS).mean(), abs=0.005)
@@ -88,7 +96,9 @@ def test_a_forecast_that_ends_at_zero_is_calibrated() -> None:
 
 def test_coverage_is_told_for_every_step_and_for_all() -> None:
     bt = forecaster(n=500)
-    table = coverage_table(bt)
+    table = coverage_table(
+        LEVELS, level_coverage(bt.actual, bt.quantiles, LEVELS, together(overall, by_step))
+    )
     assert table.column_names == ["step", "q0.025", "q0.1", "q0.5", "q0.9", "q0.975"]
     assert table["step"].to_pylist() == [0, 1, 2, 3]
     columns = np.stack([table[f"q{level:g}"].to_numpy() for level in LEVELS], axis=1)

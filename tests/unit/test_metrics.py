@@ -53,7 +53,7 @@ def test_metrics_of_known_errors() -> None:
 def test_pinball_of_known_errors() -> None:
     actual, quantiles = np.array([[10.0]]), np.array([[[8.0, 13.0]]])
     assert metrics.pinball(actual, quantiles, (0.1, 0.9)) == pytest.approx((0.2 + 0.3) / 2)
-    scaled = metrics.scaled_pinball(actual, quantiles, (0.1, 0.9), np.array([5.0]))
+    scaled = metrics.overall(metrics.over_levels(actual, quantiles, (0.1, 0.9)) / 5.0)
     assert scaled == pytest.approx(0.05)
 
 
@@ -121,7 +121,9 @@ def test_window_scores_average_to_the_overall_score(seed: int, score: Score) -> 
         "wape": metrics.wape(bt.actual, bt.median),
         "mase": metrics.mase(bt.actual, bt.median, each),
         "pinball": metrics.pinball(bt.actual, bt.quantiles, LEVELS),
-        "scaled_pinball": metrics.scaled_pinball(bt.actual, bt.quantiles, LEVELS, each),
+        "scaled_pinball": metrics.overall(
+            metrics.over_levels(bt.actual, bt.quantiles, LEVELS) / each[:, None]
+        ),
         "composite": metrics.composite(bt.actual, bt.mean, bt.median, each),
     }[score]
     found = metrics.window_scores(bt, scale, score)

@@ -8,7 +8,12 @@ import pytest
 from flts_ray.errors import DataError
 from flts_ray.evaluate import metrics
 from flts_ray.evaluate.backtest import Backtest, Origins
-from flts_ray.evaluate.calibration import calibration_error, coverage_table, pit_table
+from flts_ray.evaluate.calibration import (
+    calibration_error,
+    coverage_table,
+    level_coverage,
+    pit_table,
+)
 from flts_ray.evaluate.scoreboard import comparison_table, score_board
 from flts_ray.prepare.arrays import SeriesStats
 
@@ -51,14 +56,18 @@ def test_overall_numbers_average_over_observed_values() -> None:
 def test_numbers_that_share_their_work_are_those_of_each_alone() -> None:
     bt, scale = some_backtest(0.7), some_stats().scale[[2, 0, 2]]
     board = score_board("a", "ar", bt, some_stats())
+    average = metrics.together(metrics.overall, metrics.by_step)
+    covered = level_coverage(bt.actual, bt.quantiles, LEVELS, average)
     alone = {
         "pinball": metrics.pinball(bt.actual, bt.quantiles, LEVELS),
-        "scaled_pinball": metrics.scaled_pinball(bt.actual, bt.quantiles, LEVELS, scale),
-        "calibration_error": calibration_error(bt.actual, bt.quantiles, LEVELS),
+        "scaled_pinball": metrics.overall(
+            metrics.over_levels(bt.actual, bt.quantiles, LEVELS) / scale[:, None]
+        ),
+        "calibration_error": calibration_error(covered[0], LEVELS),
     }
     assert {name: board.overall[name] for name in alone} == {k: float(v) for k, v in alone.items()}
-    assert board.pit == pit_table(bt)
-    assert board.coverage == coverage_table(bt)
+    assert board.pit == pit_table(LEVELS, covered[0])
+    assert board.coverage == coverage_table(LEVELS, covered)
 
 
 def test_every_step_is_judged_alone() -> None:
