@@ -439,11 +439,13 @@ def test_a_canary_that_is_slow_is_dropped_and_its_error_is_no_more(url: str, roo
         time.sleep(0.05)
     answered_by(mine, 151)  # tells how good the last answer was
     until_metric(error, math.isfinite)
-    for origin in range(152, 170):
+    # One answer that was held up makes latencies doubtful; more of them settle it.
+    for origin in range(152, 249):
         assert answered_by(other, origin) == {"7"}
-        answered_by(mine, origin)
+        if answered_by(mine, origin) == {"7"}:
+            break
     assert "times as long" in why_dropped(root, digest)
-    assert answered_by(mine, 171) == {"7"}
+    assert answered_by(mine, 249) == {"7"}
     end = time.monotonic() + 30
     while error in metrics():
         assert time.monotonic() < end
