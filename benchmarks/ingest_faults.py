@@ -299,7 +299,14 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         broker = stack.enter_context(_broker(options.broker, folder, server))
         behind = {**server.environment(), "AWS_ENDPOINT_URL": proxy.url}
         site = Ingesting(
-            folder, broker.brokers, TOPIC, options.partitions, f"s3://{BUCKET}/t", SETTINGS, behind
+            folder,
+            broker.brokers,
+            TOPIC,
+            options.partitions,
+            f"s3://{BUCKET}/t",
+            SETTINGS,
+            behind,
+            idempotence=not isinstance(broker, TansuBroker),
         )
         site.create()
         begun = time.monotonic()

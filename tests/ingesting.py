@@ -48,6 +48,7 @@ class Ingesting:
     root: str = ""
     ingest: Mapping[str, Any] = field(default_factory=lambda: SMALL)
     environment: Mapping[str, str] = field(default_factory=dict)
+    idempotence: bool = True
 
     @property
     def raw(self) -> dict[str, Any]:
@@ -55,7 +56,12 @@ class Ingesting:
             "name": "t",
             "root": self.root or str(self.folder / "store"),
             "data": {"snapshot": "latest"},
-            "stream": {"brokers": self.brokers, "topic": self.topic, "group": self.topic},
+            "stream": {
+                "brokers": self.brokers,
+                "topic": self.topic,
+                "group": self.topic,
+                "idempotence": self.idempotence,
+            },
             "ingest": dict(self.ingest),
         }
 

@@ -110,6 +110,9 @@ class NoidaBroker(Broker):
 class TansuBroker(Broker):
     """Tansu, with its storage in a bucket: `kill` loses nothing that was acknowledged.
 
+    Except to producers with `stream.idempotence`: it notes a batch's sequence before it stores the
+    batch, so what is sent again after a kill in between counts as a repetition, and as stored.
+
     `s3`: AWS_ENDPOINT_URL and the keys of the server, as `S3Server.environment` gives them.
     """
 
