@@ -189,6 +189,11 @@ class TuneConfig(Section):
     by_bucket_rows: int = Field(20_000_000, ge=0)
     """Of a prepared set with more rows, the linear model's refit sums the windows bucket by bucket
     on the cluster, and twenty times as many of them."""
+    most_series: int = Field(20_000, ge=100)
+    """Series that trials, blend and judge look at. Of a set with more they see a random sample of
+    so many, which is all that is held in memory; the linear model learns from every series, and
+    each model knows all of them afterwards. Models that fit every series by itself are left out of
+    such a study."""
 
     @property
     def where(self) -> str:

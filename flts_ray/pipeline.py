@@ -37,6 +37,7 @@ from flts_ray.promote import (
 )
 from flts_ray.registry import ModelVersion
 from flts_ray.runs import StudyRuns
+from flts_ray.sampled import studied
 from flts_ray.services import Narrator, Services
 from flts_ray.sources.snapshot import snapshot_name
 from flts_ray.tune.blend import Blended, blend_best
@@ -109,7 +110,7 @@ def train(
     """
     prepared = run_prepare(config, narrator, force=force)
     tell_prepared(config, services, prepared)
-    data = prepared.arrays()
+    config, data = studied(config, prepared, narrator)
     held = Held(data)
     incumbent = load_champion(services)
     if incumbent is not None:  # told now, not after the study
@@ -292,6 +293,7 @@ def judge_again(
     Raises Unavailable without a study.
     """
     prepared = run_prepare(config, narrator)
+    config, data = studied(config, prepared, narrator)
     folder = study_folder(config, services, prepared)
     plans = sample_trials(config.models, config.tune.seed)
     study = StudyResult(folder.name, tuple(read_outcomes(folder, plans).values()))
@@ -299,7 +301,6 @@ def judge_again(
         raise Unavailable(
             f"{config.name}: no study of this configuration in {folder}; `flts train` runs one"
         )
-    data = prepared.arrays()
     finalists = refitted(config, prepared, data, folder, study, narrator)
     made = blended(config, data, folder, study, finalists, narrator)
     if made.finalist is not None:

@@ -292,7 +292,7 @@ def promote_version(
     version = registry.export(version, finalist.folder)
     if version == registry.champion():
         return Promotion(n, f"{title(version)} is champion already")
-    data = prepared.arrays()
+    data = prepared.sample(config.tune.most_series)
     check_comparable(finalist, task_of(config), data)
     with tempfile.TemporaryDirectory() as folder:
         baseline = fit_baseline(config, data, Path(folder) / "model")

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flts_ray.errors import ArtifactError, DataError
-from flts_ray.panel import Contract
+from flts_ray.panel import Contract, steps_after
 from flts_ray.prepare.arrays import SeriesArrays, SeriesStats
 from flts_ray.prepare.buckets import bucket_of
 from flts_ray.prepare.kernel import STATIC_PREFIX, STATS
@@ -30,6 +30,17 @@ from flts_ray.store import Store
 COMPARED = 5000
 """Series in a set whose names are all compared with an unknown one."""
 _NAMED = 20
+
+
+@dataclass(frozen=True)
+class Census:
+    """Every series of a set, without its rows, in the order of `PreparedSet.arrays`.
+
+    test_us: int64 [series], UTC microseconds, where the test span of each begins.
+    """
+
+    stats: SeriesStats
+    test_us: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,24 @@ class PreparedSet:
         if unknown:
             raise self._unknown(unknown)
         return loaded.take([position[name] for name in ids])
+
+    def sample(self, most: int) -> SeriesArrays:
+        """All series, or of a set with more than `most` so many of them: the first in the order of
+        `arrays()`, which goes by a hash of their names, so they are as good as drawn by chance."""
+        if self.manifest.series <= most:
+            return self.arrays()
+        files = self._files("series")
+        enough = -(-most * len(files) // self.manifest.series)
+        while (found := self._load(files[:enough])).n_series < most:
+            enough += 1  # buckets are of unequal size
+        return found.take(np.arange(most))
+
+    def census(self) -> Census:
+        """What is known of each series of the set."""
+        tables = [self._read(name) for name in self._files("series")]
+        stats = SeriesStats(_ids(tables), *(_column(tables, s, np.float64) for s in STATS))
+        start, valid_end = (_column(tables, s, np.int64) for s in ("start_us", "valid_end"))
+        return Census(stats, steps_after(start, valid_end, self.contract))
 
     def buckets(self) -> tuple[str, ...]:
         """Names of the parts of the set; together they hold every series once."""

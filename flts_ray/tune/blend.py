@@ -135,8 +135,12 @@ def validation_origins(
 
 
 def fitted_blend(names: Sequence[str], chosen: Selection, members: Mapping[str, Fitted]) -> Blend:
-    """The chosen weights over these models. Row 0 serves all series without a row of their own."""
+    """The chosen weights over these models. Row 0 serves all series without a row of their own,
+    and those that the models know beyond the ones that weights were chosen on."""
     table = WeightTable.of(chosen.weights, chosen.row_of_series, chosen.shift, chosen.mean_weights)
+    others = len(members[names[0]].stats.ids) - len(chosen.row_of_series)
+    bound = np.array([members[name].spec.needs_known_series for name in names])
+    table = table.with_new(others, bound)
     return blend_of([(name, members[name]) for name in names], table)
 
 

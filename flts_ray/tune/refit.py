@@ -21,8 +21,9 @@ from flts_ray.config import Config
 from flts_ray.errors import ArtifactError
 from flts_ray.models import artifact
 from flts_ray.models.base import Compute, forecaster
+from flts_ray.models.introduce import introduced
 from flts_ray.prepare.arrays import SeriesArrays
-from flts_ray.prepare.loading import PreparedSet
+from flts_ray.prepare.loading import Census, PreparedSet
 from flts_ray.tune.held import Held
 from flts_ray.tune.outcome import StudyResult, TrialOutcome, trial_folder
 from flts_ray.tune.study import trial_setting
@@ -45,24 +46,30 @@ def refit_best(
     `folder/artifacts/<trial id>/refit`; one that is complete is not made again. Where a refit
     fails, the trial's own artifact is returned and a warning is logged. Runs on Ray where it is
     initialised, else in this process. Ctrl-C cancels what is running and is raised on.
-    prepared: where `data` was loaded from; if it has more than `tune.by_bucket_rows` rows, Ray
-    reads it again by bucket for the linear model. held: `data` in the object store, if others use
-    it there too.
+    prepared: where `data` was loaded from; if it has more than `tune.by_bucket_rows` rows, or
+    more series than `data`, Ray reads it by bucket for the linear model, and every model knows all
+    of its series afterwards. held: `data` in the object store, if others use it there too.
     """
     folder = folder.resolve()
     best = {outcome.trial_id: outcome for outcome in study.best_per_kind().values()}
     left = {name: one for name, one in best.items() if not _complete(_place(folder, name))}
     compute = trial_setting(config, data, folder).compute
+    sampled = prepared is not None and data.n_series < prepared.manifest.series
+    census = prepared.census() if left and prepared is not None and sampled else None
     if left and _ray_runs():
-        large = _linear_of_large(left, config, prepared)
+        large = _linear_of_large(left, config, prepared, sampled)
         rest = {name: one for name, one in left.items() if name not in large}
         # A set that nobody asks for any more stays out of the object store.
-        failed = _on_ray(rest, held or Held(data), folder, config, compute) if rest else {}
+        failed = _on_ray(rest, held or Held(data), folder, config, compute, census) if rest else {}
         failed |= _failures(
-            large, lambda name, one: refit_by_bucket(_own(one), _place(folder, name), prepared)
+            large,
+            lambda name, one: refit_by_bucket(_own(one), _place(folder, name), prepared, census),
         )
     else:
-        failed = _here(left, data, folder, config, compute)
+        failed = _failures(
+            left,
+            lambda name, one: refit_trial(_own(one), _place(folder, name), data, compute, census),
+        )
     for name, error in failed.items():
         structlog.get_logger().warning("refit_failed", trial=name, error=error)
     return {
@@ -71,27 +78,34 @@ def refit_best(
     }
 
 
-def refit_trial(source: Path, target: Path, data: SeriesArrays, compute: Compute) -> Failure:
-    """Refit the model stored in `source` and store it in `target`. Returns what went wrong."""
+def refit_trial(
+    source: Path, target: Path, data: SeriesArrays, compute: Compute, census: Census | None = None
+) -> Failure:
+    """Refit the model stored in `source` and store it in `target`. Returns what went wrong.
+
+    census: of the set that `data` is a sample of.
+    """
     try:
         fitted = artifact.load(source)
         refitted = forecaster(fitted.spec.kind).refit(fitted, data, compute)
-        artifact.save(refitted, target)
+        artifact.save(refitted if census is None else introduced(refitted, census), target)
     except Exception as error:  # noqa: BLE001 - models may raise anything; it is reported
         return describe(error)
     return None
 
 
 def _linear_of_large(
-    left: Mapping[str, TrialOutcome], config: Config, prepared: PreparedSet | None
+    left: Mapping[str, TrialOutcome], config: Config, prepared: PreparedSet | None, sampled: bool
 ) -> dict[str, TrialOutcome]:
     """The linear models, if the set is too large to be summed where it is loaded."""
-    if prepared is None or prepared.manifest.rows <= config.tune.by_bucket_rows:
+    if prepared is None or not (sampled or prepared.manifest.rows > config.tune.by_bucket_rows):
         return {}
     return {name: one for name, one in left.items() if one.kind == "ar"}
 
 
-def refit_by_bucket(source: Path, target: Path, prepared: PreparedSet | None) -> Failure:
+def refit_by_bucket(
+    source: Path, target: Path, prepared: PreparedSet | None, census: Census | None = None
+) -> Failure:
     """Refit the linear model stored in `source` on a set that Ray reads by bucket."""
     from flts_ray.models.ar import FittedAR
     from flts_ray.tune.set_sums import refit_on_set
@@ -100,23 +114,11 @@ def refit_by_bucket(source: Path, target: Path, prepared: PreparedSet | None) ->
         fitted = artifact.load(source)
         assert isinstance(fitted, FittedAR)
         assert prepared is not None  # else nothing is large
-        artifact.save(refit_on_set(fitted, prepared), target)
+        refitted = refit_on_set(fitted, prepared)
+        artifact.save(refitted if census is None else introduced(refitted, census), target)
     except Exception as error:  # noqa: BLE001 - tasks may raise anything; it is reported
         return describe(error)
     return None
-
-
-def _here(
-    left: Mapping[str, TrialOutcome],
-    data: SeriesArrays,
-    folder: Path,
-    config: Config,
-    compute: Compute,
-) -> dict[str, str]:
-    """Refit one after the other; the errors by trial id."""
-    return _failures(
-        left, lambda name, one: refit_trial(_own(one), _place(folder, name), data, compute)
-    )
 
 
 def _on_ray(
@@ -125,6 +127,7 @@ def _on_ray(
     folder: Path,
     config: Config,
     compute: Compute,
+    census: Census | None,
 ) -> dict[str, str]:
     """Refit side by side; the errors by trial id, those of lost workers among them."""
     import ray
@@ -135,8 +138,9 @@ def _on_ray(
         num_cpus=config.tune.cpus_per_trial, num_gpus=config.tune.gpus_per_trial, max_retries=1
     )(refit_trial)
     compute = replace(compute, spread=RaySpread(held.reference))
+    known = ray.put(census)
     running = {
-        name: task.remote(_own(one), _place(folder, name), held.reference, compute)
+        name: task.remote(_own(one), _place(folder, name), held.reference, compute, known)
         for name, one in left.items()
     }
 

@@ -20,6 +20,7 @@ from flts_ray.models import artifact
 from flts_ray.models.ar import FittedAR
 from flts_ray.models.ar_set import bucket_sums
 from flts_ray.models.base import Compute, Task, fit_fully, forecaster
+from flts_ray.models.memory import seen_positions
 from flts_ray.prepare.arrays import SeriesArrays
 from flts_ray.prepare.run import prepare
 from flts_ray.tune.held import Held
@@ -125,6 +126,40 @@ def test_a_large_set_is_summed_by_bucket(tmp_path: Path) -> None:
     for name, value in expected.arrays().items():
         size = float(np.abs(value).max(initial=0.0))
         assert np.allclose(refit.sums.arrays()[name], value, rtol=1e-9, atol=1e-9 * size), name
+
+
+def test_models_of_a_sample_know_the_whole_set(tmp_path: Path) -> None:
+    """The linear model learns from all of it, networks from the sample."""
+    write_load(tmp_path / "in")
+    config = load_config(tmp_path)
+    prepared = prepare(config)
+    data, some = prepared.arrays(), prepared.sample(3)
+    best, models = [], {}
+    for kind, params in (PARAMS | {"seasonal_naive": {}}).items():
+        place = trial_folder(tmp_path, f"{kind}-01") / "model-0001"
+        models[kind] = fit_fully(kind, some, Task(6, (0.1, 0.5, 0.9)), params)
+        artifact.save(models[kind], place)
+        best.append(
+            TrialOutcome(f"{kind}-01", kind, {}, "finished", valid_score=1.0, artifact=place)
+        )
+    found = refit_best(StudyResult("study", tuple(best)), some, tmp_path, config, prepared)
+    for name, place in found.items():
+        refit = artifact.load(place)
+        assert place.name == "refit" and refit.stats.ids == data.ids, name
+        seen = seen_positions(refit, data)
+        assert seen is not None
+        np.testing.assert_array_equal(seen, data.valid_end, err_msg=name)
+    linear, network = artifact.load(found["ar-01"]), artifact.load(found["gru-01"])
+    own = models["ar"]
+    assert isinstance(linear, FittedAR) and linear.sums is not None and isinstance(own, FittedAR)
+    for array, value in bucket_sums(own, data, linear.sums.strides[0]).arrays().items():
+        size = float(np.abs(value).max(initial=0.0))
+        got = linear.sums.arrays()[array]
+        assert np.allclose(got, value, rtol=1e-9, atol=1e-9 * size), array
+    expected = forecaster("gru").refit(models["gru"], some, Compute()).state()[1]
+    for array, value in network.state()[1].items():
+        if array.startswith("net."):
+            np.testing.assert_allclose(value, expected[array], rtol=1e-4, atol=1e-6)
 
 
 def test_a_set_lies_in_the_object_store_once(

@@ -23,7 +23,7 @@ FLOORS = {
     "evaluate": 5, "registry": 5, "promotions": 5, "runs": 5, "run_tables": 5,
     "tracking": 5, "champion": 5,
     "tune": 6, "serve": 6, "ingest": 6, "services": 6, "narrate": 6, "picture": 6,
-    "pipeline": 7, "promote": 7,
+    "pipeline": 7, "promote": 7, "sampled": 7,
     "jobs": 8, "report": 8, "report_models": 8, "report_calibration": 8, "report_bands": 8,
     "report_stream": 8,
     "cli": 9, "cli_stream": 9, "cli_dlq": 9, "cli_models": 9, "cli_serve": 9, "cli_options": 9,

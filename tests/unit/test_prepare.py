@@ -14,7 +14,7 @@ import pytest
 from flts_ray.config import Config, parse_config
 from flts_ray.errors import ArtifactError, ConfigError, DataError
 from flts_ray.panel import steps_after
-from flts_ray.prepare.arrays import origins_in
+from flts_ray.prepare.arrays import SeriesArrays, origins_in
 from flts_ray.prepare.calendar import calendar_features
 from flts_ray.prepare.loading import PreparedSet, open_prepared
 from flts_ray.prepare.run import prepare
@@ -51,6 +51,47 @@ def test_arrays_hold_what_the_files_said(config: Config) -> None:
     calendar = calendar_features(ds, "Europe/Berlin", "1h", "DE")
     np.testing.assert_array_equal(data.future[data.rows(0), :-1], calendar)
     assert len(origins_in(data, "test", 24, 6)[0]) > 0
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4])
+def test_a_sample_is_the_first_of_all_series(config: Config, most: int) -> None:
+    made = prepare(config)
+    whole, some = made.arrays(), made.sample(most)
+    assert some.ids == whole.ids[:most]
+    np.testing.assert_array_equal(some.y, whole.take(np.arange(most)).y)
+    np.testing.assert_array_equal(some.stats.scale, whole.stats.scale[:most])
+
+
+def test_a_sample_of_few_series_is_the_set(config: Config) -> None:
+    made = prepare(config)
+    assert made.sample(5).ids == made.sample(1000).ids == made.ids()
+
+
+def test_a_sample_reads_no_more_buckets_than_it_needs(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, read = prepare(config), list[str]()
+    load = PreparedSet._load
+
+    def noted(self: PreparedSet, names: Sequence[str]) -> SeriesArrays:
+        read.extend(names)
+        return load(self, names)
+
+    monkeypatch.setattr(PreparedSet, "_load", noted)
+    first = made.bucket(made.buckets()[0]).n_series
+    read.clear()
+    made.sample(first)
+    assert read == [made.buckets()[0]]
+
+
+def test_a_census_tells_of_every_series(config: Config) -> None:
+    made = prepare(config)
+    whole, census = made.arrays(), made.census()
+    assert census.stats.ids == whole.ids
+    for name in ("mean", "std", "scale", "clip_lo", "clip_hi"):
+        np.testing.assert_array_equal(getattr(census.stats, name), getattr(whole.stats, name))
+    begins = steps_after(whole.start_us, whole.valid_end, whole.contract)
+    np.testing.assert_array_equal(census.test_us, begins)
 
 
 def test_all_arrays_are_those_of_each_series(config: Config) -> None:
