@@ -18,7 +18,7 @@ settings.load_profile("flts")
 STATUS = pytest.StashKey[int]()
 _ON_RAY = (
     "blend", "cli", "compact_ray", "ingest_ray", "jobs_api", "pipeline", "prepare_ray",
-    "refit_ray", "serve", "spread", "study",
+    "refit_ray", "scaling_kill", "serve", "spread", "study",
 )  # fmt: skip
 CLUSTERS = frozenset(f"tests/integration/test_{name}.py" for name in _ON_RAY)
 """Integration tests that start Ray: two clusters at a time are too much for two cores."""

@@ -33,12 +33,14 @@ MOST_GROWTH = 3.0
 
 @dataclass(frozen=True)
 class Demand:
-    """What replicas report. `ongoing` and `per_s` are sums over `replicas`, `p95_ms` the worst."""
+    """What replicas report. `ongoing` and `per_s` are sums over `replicas`, `p95_ms` the worst;
+    `told`: all of them have reported, so that what is missing here is not there either."""
 
     replicas: int
     ongoing: float
     per_s: float = 0.0
     p95_ms: float = 0.0
+    told: bool = True
 
 
 def reactive(demand: Demand, target_ongoing: float, target_p95_ms: float | None) -> float:
@@ -151,14 +153,21 @@ class Ahead:
         return True
 
     def look(self, demand: Demand, now: float) -> None:
-        """Take in one report, at any pace; `now` in seconds of any clock that goes forward."""
+        """Take in one report, at any pace; `now` in seconds of any clock that goes forward.
+
+        Of a report that is not `told` only the time counts.
+        """
         if self._until is None:
+            if not demand.told:
+                return
             self._until = now + self._interval_s
         if now >= self._until:
             # Intervals keep to the clock, or a season would not end where it began.
             passed = 1 + int((now - self._until) // self._interval_s)
             self._until += passed * self._interval_s
             self._close(min(passed, KEEP_INTERVALS))
+        if not demand.told:
+            return
         self._sum += demand.per_s
         self._ongoing_sum += demand.ongoing
         self._looks += 1

@@ -1,10 +1,10 @@
 """What scaling ahead has counted, kept where the Serve controller finds it when it starts again.
 
 Design choices: one file on the controller's machine, because a store that hangs would stop the
-controller's loop; it is written at most once a minute, to a draft that is then renamed, so that a
-kill at any moment leaves the last whole file; nothing waits for the disk, and a file that a power
-cut has damaged is told by its checksum; without a memory scaling reacts as it does on its first
-day, so nothing here ever raises.
+controller's loop; it is written every few intervals and at least once a minute, to a draft that is
+then renamed, so that a kill at any moment leaves the last whole file; nothing waits for the disk,
+and a file that a power cut has damaged is told by its checksum; without a memory scaling reacts as
+it does on its first day, so nothing here ever raises.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from flts_ray.local.private import private_folder
 from flts_ray.serve.scaling import Counted
 
 SAVE_S = 60.0
-"""Seconds between two files."""
+"""Seconds between two files, at most."""
+SAVE_INTERVALS = 4
+"""Intervals between two files, at most: what a kill may cost of a short clock."""
 CHECKSUM, HEAD = 4, 4
 MOST_BYTES = CHECKSUM + 8 * (HEAD + 2 * KEEP_INTERVALS)
 """No whole file is larger."""
@@ -34,12 +36,21 @@ def memory_name(name: str, store_uri: str) -> str:
     return f"{name}-{zlib.crc32(store_uri.encode()):08x}.counts"
 
 
-class ScalingMemory:
-    """A file `file` in `folder`, by default a folder of this machine that only we can read."""
+def save_s(interval_s: float) -> float:
+    """Seconds between two files of counts of this length."""
+    return min(SAVE_S, SAVE_INTERVALS * interval_s)
 
-    def __init__(self, file: str, folder: Path | None = None) -> None:
+
+class ScalingMemory:
+    """A file `file` in `folder`, by default a folder of this machine that only we can read.
+
+    every_s: seconds between two files.
+    """
+
+    def __init__(self, file: str, folder: Path | None = None, every_s: float = SAVE_S) -> None:
         self._file = file
         self._folder = folder
+        self._every_s = every_s
         self._kept: float | None = None
         self._refused = False
 
@@ -58,7 +69,7 @@ class ScalingMemory:
 
     def due(self, now: float) -> bool:
         """True where nothing was written for a while."""
-        return self._kept is None or not 0 <= now - self._kept < SAVE_S
+        return self._kept is None or not 0 <= now - self._kept < self._every_s
 
     def keep(self, counted: Counted | None, now: float) -> None:
         """Write it, if there is anything. What the disk refuses is told once."""

@@ -2,7 +2,8 @@
 
 Runs in the Serve controller at every turn of its loop, so the forecast is only remade once an
 interval. Serve applies bounds and delays to the answer. A controller or a deployment that begins
-anew goes on from what the last one counted.
+anew goes on from what the last one counted, and until all replicas have reported to it their
+silence is neither counted nor a reason to stop one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import structlog
 
 from flts_ray.config_serve import AheadConfig
 from flts_ray.serve.scaling import LATENCY, ONGOING, RATE, Ahead, Demand, wanted_replicas
-from flts_ray.serve.scaling_memory import ScalingMemory
+from flts_ray.serve.scaling_memory import ScalingMemory, save_s
 
 DEFAULT = AheadConfig()
 _log = structlog.get_logger("flts_ray.serve")
@@ -43,7 +44,9 @@ class ScalingPolicy:
         if scale_ahead:
             steps, season = math.ceil(ahead_s / interval_s), round(season_s / interval_s)
             self._ahead = Ahead(interval_s, steps, season)
-        self._memory = None if memory is None else ScalingMemory(memory)
+        self._memory: ScalingMemory | None = None
+        if memory is not None:
+            self._memory = ScalingMemory(memory, every_s=save_s(interval_s))
         self._resumed = False
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
@@ -53,6 +56,8 @@ class ScalingPolicy:
             self._look(self._ahead, demand, context.current_time)
             coming = self._ahead.concurrency
         replicas = wanted_replicas(demand, coming, self._target_ongoing, self._target_p95_ms)
+        if not demand.told:
+            replicas = max(replicas, context.target_num_replicas)
         return replicas, {}
 
     def _look(self, ahead: Ahead, demand: Demand, now: float) -> None:
@@ -72,10 +77,12 @@ class ScalingPolicy:
 def demand_of(context: Any) -> Demand:
     """The replicas' reports in an `AutoscalingContext`."""
     reported = context.aggregated_metrics or {}
+    replicas = context.current_num_replicas
     return Demand(
-        replicas=context.current_num_replicas,
+        replicas=replicas,
         # Serve does not see the requests that replicas take in themselves.
         ongoing=max(float(context.total_num_requests), sum(reported.get(ONGOING, {}).values())),
         per_s=sum(reported.get(RATE, {}).values()),
         p95_ms=max(reported.get(LATENCY, {}).values(), default=0.0),
+        told=len(reported.get(RATE, {})) >= max(1, replicas),
     )

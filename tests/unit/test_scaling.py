@@ -156,6 +156,7 @@ def context(**about: Any) -> Any:
     """What Serve hands to a policy."""
     plain = {
         "current_num_replicas": 1,
+        "target_num_replicas": 1,
         "total_num_requests": 0.0,
         "aggregated_metrics": {},
         "current_time": 0.0,
@@ -168,6 +169,24 @@ def test_the_policy_reads_what_replicas_report() -> None:
     asked = context(current_num_replicas=2, total_num_requests=9.0, aggregated_metrics=reported)
     assert ScalingPolicy(8, None, False)(asked) == (2, {})
     assert ScalingPolicy(8, 100.0, False)(asked) == (4, {})
+
+
+@pytest.mark.parametrize(
+    ("running", "reported", "wanted"),
+    [
+        (0, {}, 3),  # a controller that has just begun knows nobody
+        (3, {}, 3),
+        (3, {"a": 1.0, "b": 1.0}, 3),
+        (3, {"a": 1.0, "b": 1.0, "c": 1.0}, 1),
+    ],
+)
+def test_no_replica_is_stopped_before_all_have_reported(
+    running: int, reported: dict[str, float], wanted: int
+) -> None:
+    asked = context(
+        current_num_replicas=running, target_num_replicas=3, aggregated_metrics={RATE: reported}
+    )
+    assert ScalingPolicy(8, None, False)(asked) == (wanted, {})
 
 
 def test_requests_that_serve_does_not_see_count_too() -> None:

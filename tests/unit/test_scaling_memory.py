@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,14 @@ from structlog.testing import capture_logs
 from flts_ray.config_serve import KEEP_INTERVALS
 from flts_ray.serve import scaling_policy
 from flts_ray.serve.scaling import RATE, Ahead, Counted, Demand
-from flts_ray.serve.scaling_memory import MOST_BYTES, SAVE_S, ScalingMemory, memory_name
+from flts_ray.serve.scaling_memory import (
+    MOST_BYTES,
+    SAVE_INTERVALS,
+    SAVE_S,
+    ScalingMemory,
+    memory_name,
+    save_s,
+)
 from flts_ray.serve.scaling_policy import ScalingPolicy
 
 FILE = memory_name("demo", "s3://bucket")
@@ -108,6 +116,28 @@ def test_nothing_is_written_before_there_is_something_nor_too_often(tmp_path: Pa
     assert memory.due(-5.0)  # a clock that was set back
 
 
+def test_a_kill_costs_a_minute_or_a_few_short_intervals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (save_s(0.5), save_s(3600.0)) == (SAVE_INTERVALS * 0.5, SAVE_S)
+    monkeypatch.setattr(scaling_policy, "ScalingMemory", partial(ScalingMemory, folder=tmp_path))
+    policy = ScalingPolicy(1, None, True, **CLOCK, memory=FILE)
+    for i in range(50):
+        policy(asked_at(i, rate=7.0))
+        kept = ScalingMemory(FILE, tmp_path).read()
+        assert (0 if kept is None else len(kept.counts)) >= i - SAVE_INTERVALS
+
+
+def asked_at(second: int, rate: float) -> Any:
+    """What Serve hands to a policy."""
+    return SimpleNamespace(
+        current_num_replicas=1,
+        total_num_requests=0.1 * rate,
+        aggregated_metrics={RATE: {"a": rate}},
+        current_time=float(second),
+    )
+
+
 def look(ahead: Ahead, times: range) -> None:
     for i in times:
         busy = i % 50 >= 40
@@ -138,6 +168,25 @@ def test_what_nobody_saw_is_as_a_season_ago() -> None:
     np.testing.assert_array_equal(list(second._counts)[101:150], kept.counts[51:100])
 
 
+def test_silence_after_a_kill_is_no_load_of_zero() -> None:
+    ahead = Ahead(15.0, horizon=2, season=3)
+    ahead.look(Demand(0, ongoing=0.0, told=False), now=0.0)
+    assert ahead.counted() is None
+    assert ahead.resume(counted(3, until=5.0), now=2.0)
+    for now in np.arange(3.0, 7.0):
+        ahead.look(Demand(1, ongoing=0.0, told=False), float(now))
+    for now in (7.0, 19.0):
+        ahead.look(Demand(1, ongoing=6.0, per_s=2.0), now)
+    for now in (20.0, 35.0):
+        ahead.look(Demand(1, ongoing=0.0, told=False), now)
+    found = ahead.counted()
+    assert found is not None
+    # One that nobody saw, one of which a part was seen, one that nobody saw.
+    np.testing.assert_array_equal(found.counts, [0.5, 1.5, 2.5, 0.5, 30.0, 2.5])
+    np.testing.assert_allclose(found.ongoing, [0.0, 1 / 3, 2 / 3, 0.0, 6.0, 2 / 3])
+    assert found.until == 50.0
+
+
 @pytest.mark.parametrize(("interval_s", "now"), [(10.0, 100.0), (15.0, -11.0)])
 def test_another_clock_is_no_memory(interval_s: float, now: float) -> None:
     ahead = Ahead(interval_s, horizon=5, season=50)
@@ -148,19 +197,13 @@ def test_another_clock_is_no_memory(interval_s: float, now: float) -> None:
 def test_a_new_controller_foresees_what_the_last_one_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scaling_policy, "ScalingMemory", lambda file: ScalingMemory(file, tmp_path))
+    monkeypatch.setattr(scaling_policy, "ScalingMemory", partial(ScalingMemory, folder=tmp_path))
 
     def answers(policy: ScalingPolicy, times: range) -> list[int]:
         found = []
         for i in times:
             rate = 40.0 if i % 40 >= 30 else 4.0
-            asked = SimpleNamespace(
-                current_num_replicas=1,
-                total_num_requests=0.1 * rate,
-                aggregated_metrics={RATE: {"a": rate}},
-                current_time=float(i),
-            )
-            found.append(policy(asked)[0])
+            found.append(policy(asked_at(i, rate))[0])
         return found
 
     answers(ScalingPolicy(1, None, True, **CLOCK, memory=FILE), range(122))
