@@ -46,7 +46,7 @@ class Slow:
         self.spec, self.stats = fitted.spec, fitted.stats
 
     def forecast(self, windows: Windows) -> Forecast:
-        time.sleep(0.01)
+        time.sleep(0.05)
         return self._fitted.forecast(windows)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

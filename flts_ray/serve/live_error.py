@@ -22,17 +22,16 @@ KEEP_SERIES = 8192
 
 @dataclass
 class Tally:
-    """One version so far: mean absolute errors of its windows, divided by their scale, or the
-    seconds that they took."""
+    """One version so far: numbers of its windows, as mean absolute errors divided by their scale."""
 
     windows: int = 0
     total: float = 0.0
     squares: float = 0.0
 
-    def add(self, error: float) -> None:
+    def add(self, value: float) -> None:
         self.windows += 1
-        self.total += error
-        self.squares += error * error
+        self.total += value
+        self.squares += value * value
 
     @property
     def mean(self) -> float:

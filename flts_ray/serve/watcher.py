@@ -18,7 +18,7 @@ import structlog
 from msgspec.structs import replace
 
 from flts_ray.config_serve import CanaryConfig
-from flts_ray.serve.challenge import Standing, why_dropped
+from flts_ray.serve.challenge import Latency, Standing, why_dropped
 from flts_ray.serve.engine import ServedModel
 from flts_ray.serve.live_error import LiveError, Tally
 from flts_ray.serve.metrics import Reading
@@ -49,7 +49,7 @@ class Watcher:
         self._on_drop = on_drop
         self._clock = clock
         self._live = LiveError()
-        self._latency: dict[str, Tally] = {}
+        self._latency: dict[str, Latency] = {}
         self._champion: ServedModel | None = None
         self._challenger: ServedModel | None = None
         self._shadowed = 0
@@ -143,7 +143,7 @@ class Watcher:
         if self._rules.shadow:
             self._shadow(made, champion, challenger)
         else:
-            self._latency.setdefault(made.version, Tally()).add(made.seconds)
+            self._latency.setdefault(made.version, Latency()).add(made.seconds)
         reason = why_dropped(self._standing(champion), self._standing(challenger), self._rules)
         if reason is not None:
             self._drop(challenger, reason)
@@ -173,8 +173,8 @@ class Watcher:
         if self._shadowed % TIMED_EACH == 0:
             began = self._clock()
             champion.fitted.forecast(windows)
-            self._latency.setdefault(champion.version, Tally()).add(self._clock() - began)
-            self._latency.setdefault(challenger.version, Tally()).add(seconds)
+            self._latency.setdefault(champion.version, Latency()).add(self._clock() - began)
+            self._latency.setdefault(challenger.version, Latency()).add(seconds)
         self._shadowed += 1
 
     def _say_too_short(self, challenger: ServedModel, lookback: int) -> None:
@@ -190,7 +190,7 @@ class Watcher:
 
     def _standing(self, model: ServedModel) -> Standing:
         tally = self._live.tallies.get(model.version, Tally())
-        return Standing(tally, self._latency.get(model.version, Tally()))
+        return Standing(tally, self._latency.get(model.version, Latency()))
 
     def _drop(self, challenger: ServedModel, reason: str) -> None:
         with self._some:

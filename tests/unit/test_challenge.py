@@ -70,6 +70,22 @@ def test_one_answer_that_was_held_up_drops_nobody() -> None:
     assert why_dropped(quick, held_up, RULES) is None
 
 
+def test_held_up_answers_of_the_champion_hide_no_slow_challenger() -> None:
+    champion, slow = standing([], [0.004] * 59 + [0.5]), standing([], [0.02] * 60)
+    assert slow.latency.mean < 3 * champion.latency.mean
+    reason = why_dropped(champion, slow, RULES)
+    assert reason is not None and "typically take 20.0 ms, the champion's 4.3 ms" in reason
+    assert why_dropped(slow, champion, RULES) is None
+
+
+def test_a_challenger_that_is_often_held_up_is_dropped() -> None:
+    """Three of four answers are as quick as the champion's; their typical time is near its own."""
+    champion, uneven = standing([], [0.004] * 100), standing([], [0.004, 0.004, 0.004, 0.1] * 25)
+    assert uneven.latency.typical < 3 * champion.latency.typical
+    reason = why_dropped(champion, uneven, RULES)
+    assert reason is not None and "take 28.0 ms" in reason
+
+
 def test_share_and_shadow_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match=r"either `share` .* or `shadow`"):
         parse_config(
