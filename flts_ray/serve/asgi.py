@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mutab
 from contextlib import aclosing, suppress
 from secrets import token_hex
 from typing import Any, TypeVar, cast
+from urllib.parse import parse_qsl
 
 import orjson
 from msgspec import Struct
@@ -101,6 +102,14 @@ class Call:
             if kind := _kind(part):
                 return kind
         return self.media
+
+    def query(self) -> dict[str, str]:
+        """Fields of the query, the last of each name. Raises DataError for too many of them."""
+        text = self.scope.get("query_string", b"").decode("latin-1")
+        try:
+            return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=20))
+        except ValueError as error:
+            raise DataError(f"query: {error}", field="query") from None
 
     def flag(self, name: bytes) -> bool:
         """Raises DataError for a header that is neither true nor false."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from flts_ray.errors import Expired, Overloaded
+from flts_ray.serve.model_calls import ModelCall, ModelCalls
 
 CROWD_S = 0.05
 """After this time without a batch a crowd has gone, and nobody is waited for."""
@@ -36,6 +37,7 @@ class _Waiting(Generic[Item, Result]):
     item: Item
     weight: int
     future: asyncio.Future[Result]
+    since: float
 
 
 class Batcher(Generic[Item, Result]):
@@ -44,7 +46,7 @@ class Batcher(Generic[Item, Result]):
     `run` gets the items of one batch in the executor and returns one result or exception for
     each. A single item heavier than `max_weight` is a batch of its own. With `max_waiting` items
     waiting, more are refused. Batches expected to take less than `moment_s` run in the event loop.
-    `batches` and `weight` count what ran since the start.
+    `batches` and `weight` count what ran since the start; `calls` is told of each.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Batcher(Generic[Item, Result]):
         max_waiting: int,
         max_wait_s: float = 0.0,
         moment_s: float = 0.0,
+        calls: ModelCalls | None = None,
     ) -> None:
         self._run = run
         self._executor = executor
@@ -65,6 +68,7 @@ class Batcher(Generic[Item, Result]):
         self._max_waiting = max_waiting
         self._max_wait_s = max_wait_s
         self._moment_s = moment_s
+        self._calls = calls or ModelCalls()
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._queued_weight = 0
         self._worker: asyncio.Task[None] | None = None
@@ -83,6 +87,14 @@ class Batcher(Generic[Item, Result]):
         return len(self._waiting)
 
     @property
+    def waiting_since(self) -> float | None:
+        """`time.monotonic()` when the first of them came; None without any. Any thread."""
+        try:
+            return self._waiting[0].since
+        except IndexError:
+            return None
+
+    @property
     def backlog_s(self) -> float:
         """About how long the work takes that waits now."""
         return self._batch_s + self._queued_weight * self._unit_s
@@ -94,7 +106,8 @@ class Batcher(Generic[Item, Result]):
         Raises Overloaded if too many wait already.
         """
         loop = asyncio.get_running_loop()
-        left = None if deadline is None else deadline - time.monotonic()
+        now = time.monotonic()
+        left = None if deadline is None else deadline - now
         if left is not None and left <= 0:
             raise _expired()
         if len(self._waiting) >= self._max_waiting:
@@ -102,7 +115,7 @@ class Batcher(Generic[Item, Result]):
                 f"{len(self._waiting)} requests already wait here; repeat a little later",
                 self.backlog_s,
             )
-        waiting = _Waiting(item, self._weigh(item), loop.create_future())
+        waiting = _Waiting(item, self._weigh(item), loop.create_future(), now)
         timer = None if left is None else loop.call_later(left, _expire, waiting.future)
         self._waiting.append(waiting)
         self._queued_weight += waiting.weight
@@ -120,9 +133,8 @@ class Batcher(Generic[Item, Result]):
         try:
             await self._gather()
             while batch := self._next_batch():
-                items, begin = [one.item for one in batch], time.monotonic()
-                moment = self._is_moment(batch)
-                _settle(batch, self._attempt(items) if moment else await self._call(items))
+                begin, moment = time.monotonic(), self._is_moment(batch)
+                _settle(batch, self._attempt(batch) if moment else await self._call(batch))
                 self._learn(batch, begin)
                 if self._waiting and moment:
                     await asyncio.sleep(0)  # those who have their answer go on first
@@ -152,21 +164,24 @@ class Batcher(Generic[Item, Result]):
         expected = self._work_s * sum(one.weight for one in batch)
         return 0 < expected < self._moment_s
 
-    async def _call(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
+    async def _call(self, batch: Sequence[_Waiting[Item, Result]]) -> Sequence[Result | Exception]:
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._executor, self._attempt, items)
+            return await loop.run_in_executor(self._executor, self._attempt, batch)
         except RuntimeError as error:  # the executor was shut down
-            return [error] * len(items)
+            return [error] * len(batch)
 
-    def _attempt(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
-        begin = time.perf_counter()
+    def _attempt(self, batch: Sequence[_Waiting[Item, Result]]) -> Sequence[Result | Exception]:
+        begin = time.monotonic()
+        self._calls.begin(begin)
         try:
-            return self._run(items)
+            return self._run([one.item for one in batch])
         except Exception as error:  # noqa: BLE001 -- handed to every caller of the batch
-            return [error] * len(items)
+            return [error] * len(batch)
         finally:
-            unit = (time.perf_counter() - begin) / max(sum(map(self._weigh, items)), 1)
+            end = time.monotonic()
+            self._calls.end(ModelCall(begin, end, [one.since for one in batch]))
+            unit = (end - begin) / max(sum(one.weight for one in batch), 1)
             # A call during which another process had the processor says little about the next.
             self._work_s = _blended(self._work_s, min(unit, STRETCH * (self._work_s or unit)))
 

@@ -43,6 +43,16 @@ _HEADERS = (
     ("x-request-id", {"type": "string"},
      "Sent back and logged, if it is 1 to 128 letters, digits, dots, colons, dashes."),
 )  # fmt: skip
+_BULK_QUERY = (
+    ("horizon", {"type": "integer", "minimum": 1, "maximum": 9999999},
+     "For bodies that do not say it."),
+    ("quantiles", {"type": "string", "pattern": r"^0?\.\d+(,0?\.\d+)*$"},
+     "The same: levels with commas between."),
+)  # fmt: skip
+_PREDICT_QUERY = (
+    ("inference_length", {"type": "integer", "minimum": 1, "maximum": schemas.MAX_LENGTH},
+     "In place of the body's."),
+)  # fmt: skip
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <link rel="stylesheet" href="docs/assets/swagger-ui.css">
@@ -65,7 +75,7 @@ class Described:
     statuses: Sequence[int] = (401, 403, 429, 500)
     error: Any = schemas.ErrorAnswer
     headers: bool = False
-    query: bool = False
+    query: Sequence[tuple[str, dict[str, Any], str]] = ()
     told: str = ""
 
 
@@ -91,7 +101,7 @@ ROUTES: tuple[Described, ...] = (
         "post", "/v1/forecast:batch", "Forecast thousands of series, each with its own status",
         {JSON: schemas.BulkAnswer, MSGPACK: bytes, ARROW: bytes},
         {JSON: schemas.BulkRequest, MSGPACK: schemas.PackedBulkRequest, ARROW: bytes},
-        _ASKED, headers=True, query=True,
+        _ASKED, headers=True, query=_BULK_QUERY,
         told="The champion answers, never a canary: an answer does not mix versions, and so many "
         "series are never all of one share. With `x-allow-degraded` each series that finds no room "
         "or no time is answered by its last season and marked; 429 remains for a replica that "
@@ -111,8 +121,10 @@ ROUTES: tuple[Described, ...] = (
     Described(
         "post", "/predict", "Forecast the target columns of a table (older body)",
         {JSON: schemas.PredictAnswer}, {JSON: schemas.PredictRequest}, _ASKED, headers=True,
-        told="While a challenger is tried as a canary, the series of the first target column says "
-        "which model answers; `x-flts-model-version` tells.",
+        query=_PREDICT_QUERY,
+        told="Each target column of the table is forecast under its own name. While a challenger "
+        "is tried as a canary, the series of the first target column says which model answers; "
+        "`x-flts-model-version` tells.",
     ),
     Described(
         "get", "/v1/admin/state", "How busy this replica is (scope admin)",
@@ -167,18 +179,10 @@ def _operation(route: Described) -> dict[str, Any]:
     if route.told:
         found["description"] = route.told
     parameters = [
-        {"name": name, "in": "header", "required": False, "schema": schema, "description": told}
-        for name, schema, told in (_HEADERS if route.headers else ())
+        {"name": name, "in": place, "required": False, "schema": schema, "description": told}
+        for place, given in (("header", _HEADERS if route.headers else ()), ("query", route.query))
+        for name, schema, told in given
     ]
-    if route.query:
-        parameters += [
-            {"name": "horizon", "in": "query", "required": False,
-             "schema": {"type": "integer", "minimum": 1, "maximum": 9999999},
-             "description": "For bodies that do not say it."},
-            {"name": "quantiles", "in": "query", "required": False,
-             "schema": {"type": "string", "pattern": r"^0?\.\d+(,0?\.\d+)*$"},
-             "description": "The same: levels with commas between."},
-        ]  # fmt: skip
     if parameters:
         found["parameters"] = parameters
     if route.bodies:

@@ -26,6 +26,7 @@ from flts_ray.serve.batcher import Batcher
 from flts_ray.serve.challenge import belongs_to_challenger
 from flts_ray.serve.history import calendar_of
 from flts_ray.serve.load import Load
+from flts_ray.serve.model_calls import ModelCalls
 from flts_ray.serve.observe import Role
 
 MOMENT_S = 0.02
@@ -46,7 +47,8 @@ class KnownSeries(Protocol):
 class ServedModel:
     """A fitted model with its place in the registry; `known` is the data it was fitted on.
 
-    `made_at` is when it was registered, in seconds since 1970.
+    `made_at` is when it was registered, in seconds since 1970; `run_id` the MLflow run that made
+    it, "" where there is none.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ServedModel:
     fitted: Fitted
     known: KnownSeries | None = None
     made_at: float | None = None
+    run_id: str = ""
 
     @cached_property
     def position(self) -> dict[str, int]:
@@ -70,6 +73,7 @@ class Engine:
         model: ServedModel,
         limits: ServeConfig,
         thread: ThreadPoolExecutor,
+        calls: ModelCalls,
     ) -> None:
         self.model = model
         self.role: Role = "champion"
@@ -82,12 +86,18 @@ class Engine:
             max_waiting=limits.max_queued_requests,
             max_wait_s=limits.max_wait_ms / 1e3,
             moment_s=MOMENT_S,
+            calls=calls,
         )
 
     @property
     def queued(self) -> int:
         """Requests that wait for the model now."""
         return self._batcher.queued
+
+    @property
+    def waiting_since(self) -> float | None:
+        """`time.monotonic()` when the first of them came, None without any."""
+        return self._batcher.waiting_since
 
     @property
     def backlog_s(self) -> float:
@@ -124,6 +134,7 @@ class ModelSlot:
         self.limits = limits
         self.engine: Engine | None = None
         self.load = Load()
+        self.calls = ModelCalls()
         self.challenger_failed: Callable[[ServedModel, str], None] = _unheard
         """Told of a challenger that failed where the champion did not, and of the error."""
         self._challenger: Engine | None = None
@@ -131,16 +142,21 @@ class ModelSlot:
 
     def install(self, model: ServedModel) -> None:
         """Serve this model from the next request on."""
-        self.engine = Engine(model, self.limits, self._thread)
+        self.engine = Engine(model, self.limits, self._thread, self.calls)
 
     def install_challenger(self, model: ServedModel | None) -> None:
         """Hold this model beside the champion, or none."""
         if model is None:
             self._challenger = None
             return
-        engine = Engine(model, self.limits, self._thread)
+        engine = Engine(model, self.limits, self._thread, self.calls)
         engine.role = "canary"
         self._challenger = engine
+
+    @property
+    def engines(self) -> list[Engine]:
+        """The champion's and the challenger's, as far as they are there."""
+        return [one for one in (self.engine, self._challenger) if one is not None]
 
     @property
     def champion(self) -> ServedModel | None:

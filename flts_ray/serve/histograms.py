@@ -10,7 +10,7 @@ grow with the rate and whose sum is exact.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -32,23 +32,23 @@ class _Totals:
 
 @dataclass
 class Histograms:
-    """Totals since the start. `bounds` rise; `names` are those of the histograms."""
+    """Totals since the start. `bounds`: those of each histogram by its name, they rise."""
 
-    names: Collection[str]
-    bounds: tuple[float, ...]
+    bounds: Mapping[str, tuple[float, ...]]
     _kept: dict[tuple[str, frozenset[tuple[str, str]]], _Totals] = field(default_factory=dict)
 
     def since(self, readings: Iterable[Reading]) -> list[Reading]:
         """Add observations; the new totals of each histogram that had one."""
         changed: dict[tuple[str, frozenset[tuple[str, str]]], _Totals] = {}
         for one in readings:
-            if one.metric not in self.names:
+            if one.metric not in self.bounds:
                 continue
             key = one.metric, frozenset(one.labels.items())
+            bounds = self.bounds[one.metric]
             if key not in self._kept:
-                self._kept[key] = _Totals(one.labels, [0] * (len(self.bounds) + 1))
+                self._kept[key] = _Totals(one.labels, [0] * (len(bounds) + 1))
             totals = changed[key] = self._kept[key]
-            totals.counts[bisect_left(self.bounds, one.value)] += one.times
+            totals.counts[bisect_left(bounds, one.value)] += one.times
             totals.total += one.value * one.times
         return [
             shown
@@ -58,7 +58,7 @@ class Histograms:
 
     def _shown(self, metric: str, totals: _Totals) -> list[Reading]:
         labels = totals.labels
-        bounds = (*map(str, self.bounds), "+Inf")
+        bounds = (*map(str, self.bounds[metric]), "+Inf")
         up_to = list(accumulate(totals.counts))
         return [
             *(

@@ -1,12 +1,13 @@
 """What Prometheus sees of serving.
 
-Design choices: names are stable and begin with `flts_serve_`; `inference_*` are the same numbers
-under older names; labels are the configuration's name, the route and the outcome, never a series,
-so nothing grows with the data; the path of a request adds to a few numbers, and a thread hands
-them to Ray's metrics (`ray_metrics.py`); latencies are counted in buckets, each handed on at once,
-so that the cost does not grow with the rate; a gauge that nobody reports any more, as that of a
-challenger which was dropped, is set to NaN, because Ray repeats the last value of each for as long
-as its process lives and has no other way to take one back: Prometheus sees it no more.
+Design choices: names are stable and begin with `flts_serve_`; `inference_*` are older names, with
+the buckets and outcomes that dashboards and scaling rules made for them ask for; labels are the
+configuration's name, the route and the outcome, never a series, so nothing grows with the data;
+the path of a request adds to a few numbers, and a thread hands them to Ray's metrics
+(`ray_metrics.py`); latencies are counted in buckets, each handed on at once, so that the cost does
+not grow with the rate; a gauge that nobody reports any more, as that of a challenger which was
+dropped, is set to NaN, because Ray repeats the last value of each for as long as its process lives
+and has no other way to take one back: Prometheus sees it no more.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from flts_ray.serve.observe import Made
@@ -22,22 +23,47 @@ from flts_ray.serve.observe import Made
 BOUNDS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
+OLDER_BOUNDS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 OUTCOMES = {
     401: "unauthorized",
     403: "unauthorized",
     429: "overloaded",
+    499: "gone",
     503: "unavailable",
     504: "expired",
 }
+OLDER_OUTCOMES = {
+    "ok": "success",
+    "invalid": "client_error",
+    "unauthorized": "client_error",
+    "error": "exception",
+    "unavailable": "exception",
+    "overloaded": "queue_full",
+    "expired": "skipped",
+    "gone": "skipped",
+}
+NOT_PROCESSED = ("queue_full", "skipped")
 HISTOGRAMS = {
     "flts_serve_latency_seconds": "From a request's arrival to its answer",
-    "inference_latency_seconds": "The same of forecasts alone, under its older name",
+    "inference_queue_wait_seconds": "From a request's way into the queue to the call of the model "
+    "that it is in; those that never came so far are left out; a micro-batch of a bulk request "
+    "counts as one",
+    "inference_latency_seconds": "Duration of the call of the model that a request is in, without "
+    "the wait before it; a call shared by several counts for each of them",
+}
+BOUNDS: Mapping[str, tuple[float, ...]] = {
+    "flts_serve_latency_seconds": BOUNDS_S,
+    "inference_queue_wait_seconds": OLDER_BOUNDS_S,
+    "inference_latency_seconds": OLDER_BOUNDS_S,
 }
 COUNTERS = {
     "flts_serve_requests_total": "Answers by route and outcome",
     "flts_serve_seconds_total": "Time from arrival to answer of all these, added up exactly",
-    "inference_requests_total": "Answers to requests for a forecast, under its older name",
-    "inference_errors_total": "Those of them that are server errors, under its older name",
+    "inference_jobs_processed_total": "Answers to requests for a forecast, whatever they say, "
+    "except those with outcome queue_full or skipped",
+    "inference_jobs_outcome_total": "Answers to requests for a forecast: success; client_error "
+    "(any other 4xx); exception (500, 503); queue_full (429); skipped (504: its time was over "
+    "before the model was called; 499: its caller had left)",
     "flts_serve_series_total": "Series forecast, by whose model did it",
     "flts_serve_degraded_total": "Series answered without the model",
     "flts_serve_batches_total": "Calls of the model",
@@ -53,6 +79,18 @@ GAUGES = {
     "flts_serve_live_error": "Mean absolute error of judged forecasts, divided by the scale",
     "flts_serve_challenger": "1 while a replica holds a challenger, as canary or as shadow",
     "flts_serve_up": "1 for each replica; their sum is the number of replicas",
+    "inference_model_ready": "1 once a replica holds a champion, 0 before",
+    "inference_queue_len": "Requests that wait for the model of a replica, as flts_serve_queue",
+    "inference_queue_oldest_wait_seconds": "For how long the first of them has waited, 0 without",
+    "inference_queue_wait_latest_seconds": "Wait of the latest request that the model was called "
+    "for",
+    "inference_latency_latest_seconds": "Duration of the latest call of the model",
+    "inference_workers_total": "1 for each replica: its model does one call at a time",
+    "inference_active_workers": "1 for each replica that holds a champion",
+    "inference_workers_busy": "1 while a call of the model runs, at the moment of reading",
+    "inference_workers_idle": "Active workers that are not busy",
+    "inference_worker_utilization": "Share of the time since the reading before in which a call of "
+    "the model ran, 0 to 1",
 }
 LABELS: Mapping[str, tuple[str, ...]] = {
     "flts_serve_latency_seconds": ("route", "outcome"),
@@ -60,6 +98,7 @@ LABELS: Mapping[str, tuple[str, ...]] = {
     "flts_serve_seconds_total": ("route", "outcome"),
     "flts_serve_series_total": ("role",),
     "flts_serve_live_error": ("role",),
+    "inference_jobs_outcome_total": ("outcome",),
 }
 FORECAST_ROUTES = ("/v1/forecast", "/v1/forecast:batch", "/v1/timeseries/forecast", "/predict")
 
@@ -85,6 +124,30 @@ class Reading:
 class _Bucket:
     count: int = 0
     total: float = 0.0
+
+
+class Buckets:
+    """Observations of a histogram without labels, added up bucket by bucket."""
+
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
+        self._bounds = BOUNDS[metric]
+        self._kept = [_Bucket() for _ in range(len(self._bounds) + 1)]
+
+    def add(self, value: float, times: int = 1) -> None:
+        bucket = self._kept[bisect_left(self._bounds, value)]
+        bucket.count += times
+        bucket.total += value * times
+
+    def readings(self) -> list[Reading]:
+        """One for each bucket that has any; its value lies in the bucket and keeps the sum."""
+        limits = (*self._bounds, math.inf)
+        return [
+            # The mean of equal values may lie a rounding error above them.
+            Reading(self._metric, min(one.total / one.count, most), times=one.count)
+            for one, most in zip(self._kept, limits, strict=True)
+            if one.count
+        ]
 
 
 class Meter:
@@ -127,11 +190,16 @@ class Meter:
             found.append(Reading("flts_serve_seconds_total", bucket.total, labels))
             found.append(Reading("flts_serve_latency_seconds", mean, labels, bucket.count))
             if route in FORECAST_ROUTES:
-                found.append(Reading("inference_requests_total", bucket.count))
-                found.append(Reading("inference_latency_seconds", mean, {}, bucket.count))
-                if outcome in ("error", "unavailable", "expired"):
-                    found.append(Reading("inference_errors_total", bucket.count))
+                found += _older(outcome, bucket.count)
         return found
+
+
+def _older(outcome: str, count: int) -> Iterator[Reading]:
+    """So many answers to requests for a forecast under their older names."""
+    older = OLDER_OUTCOMES[outcome]
+    yield Reading("inference_jobs_outcome_total", count, {"outcome": older})
+    if older not in NOT_PROCESSED:
+        yield Reading("inference_jobs_processed_total", count)
 
 
 class Growth:

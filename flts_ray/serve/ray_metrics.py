@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 
 from flts_ray.serve.histograms import BOUND, BUCKET, COUNT, SUM, Histograms
-from flts_ray.serve.metrics import BOUNDS_S, COUNTERS, GAUGES, HISTOGRAMS, LABELS, Ended, Reading
+from flts_ray.serve.metrics import BOUNDS, COUNTERS, GAUGES, HISTOGRAMS, LABELS, Ended, Reading
 
 PERIOD_S = 2.0
 
@@ -28,7 +28,7 @@ class RayMetrics:
             metric: Gauge(metric, told, ("name", *labels)).set_default_tags(tags)
             for metric, told, labels in _all_gauges()
         }
-        self._histograms = Histograms(HISTOGRAMS, BOUNDS_S)
+        self._histograms = Histograms(BOUNDS)
         self._ended = Ended()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)

@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
-from urllib.parse import parse_qsl
 
 import numpy as np
 
@@ -236,11 +235,7 @@ def query_of(call: Call) -> tuple[int | None, tuple[float, ...] | None]:
 
     Raises DataError for anything that is no number.
     """
-    text = call.scope.get("query_string", b"").decode("latin-1")
-    try:
-        given = dict(parse_qsl(text, keep_blank_values=True, max_num_fields=20))
-    except ValueError as error:
-        raise DataError(f"query: {error}", field="query") from None
+    given = call.query()
     for field, form in _QUERY.items():
         if field in given and not form.fullmatch(given[field]):
             raise DataError(f"{field}: {given[field][:60]!r} is none", field=field)

@@ -14,7 +14,13 @@ from flts_ray.serve.core import VERSION_HEADER, Core, Taken, reads_store
 from flts_ray.serve.degraded import Degraded
 from flts_ray.serve.engine import Engine, ServedModel
 from flts_ray.serve.laying import windows_of
-from flts_ray.serve.older import first_series, older_answer, older_question
+from flts_ray.serve.older import (
+    asked_length,
+    first_series,
+    older_answer,
+    older_question,
+    parse_older,
+)
 from flts_ray.serve.predictor import (
     SentRequest,
     answer_of,
@@ -100,9 +106,9 @@ class ForecastRoutes:
         core = self._core
         champion = core.slot.require().model
         taken = await core.take(call)
-        parse = partial(parse_body, PredictRequest, taken.body, core.limits.max_depth)
+        parse = partial(parse_older, taken.body, core.limits.max_depth)
         request = await core.near(taken.small, parse)
-        answer = partial(self._predicted, call, taken, request)
+        answer = partial(self._predicted, call, taken, request, asked_length(request, call.query()))
         return await core.answered(first_series(request, champion), answer)
 
     async def _predicted(
@@ -110,11 +116,12 @@ class ForecastRoutes:
         call: Call,
         taken: Taken,
         request: PredictRequest,
+        steps: int,
         engine: Engine,
     ) -> Answer:
         core, model = self._core, engine.model
         here = taken.small and not model.fitted.spec.contract.static
-        read = partial(older_question, request, model, core.limits.max_points)
+        read = partial(older_question, request, steps, model, core.limits.max_points)
         question, columns = await core.near(here, read)
         made, degraded = await core.forecast(call, taken, engine, question.windows)
         name = core.new_id()

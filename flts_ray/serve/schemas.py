@@ -23,6 +23,7 @@ MAX_SERIES = 10_000
 """Beyond any `serve.max_series`: one more object costs more than the bytes it is sent in."""
 MAX_COLUMNS = 1_000
 MAX_DEPTH = 16
+MAX_LENGTH = 10_000
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.S)
 _OPEN, _CLOSE = [ord("["), ord("{")], [ord("]"), ord("}")]
 _PLACE = re.compile(r"^(.*?)(?: - at `(?:key` in `)?\$(.*)`)?$", re.S)
@@ -137,12 +138,39 @@ class PackedBulkRequest(Request, frozen=True):
     quantiles: Levels | None = None
 
 
-class PredictRequest(Request, frozen=True):
-    """The older body: columns of one table, of which one holds the stamps."""
+class PredictRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The older body: columns of one table, of which one holds the stamps.
 
-    index_col: Name
-    data: Annotated[dict[Name, Cells], Meta(max_length=MAX_COLUMNS)]
-    inference_length: Horizon | None = None
+    Fields that are not described are ignored.
+    """
+
+    data: Annotated[
+        dict[Name, Cells],
+        Meta(
+            max_length=MAX_COLUMNS,
+            description="Columns of one length, rows in any order: stamps, in UTC unless they say "
+            "otherwise, targets and covariates; others are ignored. `value` stands for the target "
+            "of a model that has only one.",
+        ),
+    ]
+    index_col: (
+        Annotated[
+            str,
+            Meta(
+                max_length=500,
+                description="Column of the stamps; by default, or where there is no such column, "
+                "the first of `ts`, `timestamp`, `time` and `date` that is one.",
+            ),
+        ]
+        | None
+    ) = None
+    inference_length: (
+        Annotated[
+            int,
+            Meta(ge=1, le=MAX_LENGTH, description="Steps wanted, at most the model's; 1 if null."),
+        ]
+        | None
+    ) = None
 
 
 class ModelInfo(Struct):
@@ -207,9 +235,16 @@ class BulkAnswer(Struct):
 
 
 class PredictAnswer(Degradation, kw_only=True):
-    status: str
-    run_id: str
+    status: Literal["SUCCESS"]
+    identifier: Annotated[str, Meta(description="Name of the configuration.")]
+    run_id: Annotated[
+        str, Meta(description="MLflow run of the version that answered; empty without one.")
+    ]
     predictions: list[dict[str, str | float]]
+    req_id: Annotated[
+        str, Meta(description="`forecast_id` of this answer in the forecast log, 32 hex digits.")
+    ]
+    cached: Annotated[bool, Meta(description="Always false: no answer is kept.")]
 
 
 class ErrorAnswer(Struct):

@@ -53,6 +53,7 @@ class RegistrySource:
             fitted,
             RecentSeries(read),
             ref.created_ms / 1e3,
+            ref.run_id,
         )
 
 

@@ -16,6 +16,7 @@ from flts_ray.serve.engine import ModelSlot, ServedModel
 from flts_ray.serve.forecast_log import ForecastLog
 from flts_ray.serve.metrics import Growth, Meter, Reading
 from flts_ray.serve.observe import Observer, Observers
+from flts_ray.serve.older_metrics import OlderMetrics
 from flts_ray.serve.refresh import ModelSource
 from flts_ray.serve.watcher import Watcher
 from flts_ray.store import Store
@@ -56,8 +57,9 @@ class Watch:
         each: list[Observer] = [self._meter, self._watcher]
         each += [self._log] if self._log is not None else []
         self.observer: Observer = Observers(each)
+        older = OlderMetrics(slot).readings
         self._stop_publishing = publish(
-            slot.name, (self._meter.readings, self._watcher.readings, self._readings)
+            slot.name, (self._meter.readings, self._watcher.readings, self._readings, older)
         )
 
     async def run(self, beside: Callable[[], Awaitable[None]]) -> None:
@@ -97,7 +99,7 @@ class Watch:
         engine = self._slot.engine
         if engine is None:
             return
-        yield Reading("flts_serve_queue", engine.queued)
+        yield Reading("flts_serve_queue", sum(one.queued for one in self._slot.engines))
         yield self._growth.since("flts_serve_batches_total", engine.batches)
         yield self._growth.since("flts_serve_batch_series_total", engine.batch_series)
         model = engine.model

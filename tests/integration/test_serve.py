@@ -39,7 +39,7 @@ from flts_ray.prepare.arrays import windows_at
 from flts_ray.serve import deployment
 from flts_ray.serve.challenge import belongs_to_challenger
 from flts_ray.serve.log_table import read_log
-from flts_ray.serve.metrics import BOUNDS_S, COUNTERS, GAUGES, HISTOGRAMS
+from flts_ray.serve.metrics import COUNTERS, GAUGES, HISTOGRAMS, OLDER_BOUNDS_S
 from flts_ray.serve.scaling import Counted
 from flts_ray.serve.scaling_memory import ScalingMemory, memory_name
 from flts_ray.store import FolderStore
@@ -72,7 +72,6 @@ NEVER_HERE = {
     "flts_serve_champion_age_seconds",  # nobody registered these models
     "flts_serve_degraded_total",  # Ray shows no counter that still stands at zero
     "flts_serve_log_lost_total",
-    "inference_errors_total",
 }
 
 
@@ -288,8 +287,11 @@ def test_prometheus_sees_what_was_answered_and_no_series(url: str) -> None:
         bad: 1,
         'flts_serve_latency_seconds_count{"ok","/v1/forecast"}': 6,
         'flts_serve_series_total{"champion"}': 12,
-        "inference_requests_total": 7,
-        "inference_latency_seconds_count": 7,
+        "inference_jobs_processed_total": 7,
+        'inference_jobs_outcome_total{"success"}': 6,
+        'inference_jobs_outcome_total{"client_error"}': 1,
+        "inference_queue_wait_seconds_count": 6,
+        "inference_latency_seconds_count": 6,
     }.items():
         assert after[name] - before[name] == grown, name
     seconds = 'flts_serve_seconds_total{"ok","/v1/forecast"}'
@@ -299,7 +301,9 @@ def test_prometheus_sees_what_was_answered_and_no_series(url: str) -> None:
     assert after["flts_serve_champion_version"] == 7
     assert after["flts_serve_up"] == 1
     buckets = {name for name in after if name.startswith("inference_latency_seconds_bucket")}
-    assert len(buckets) == len(BOUNDS_S) + 1
+    assert len(buckets) == len(OLDER_BOUNDS_S) + 1
+    assert after["inference_model_ready"] == after["inference_workers_total"] == 1
+    assert 0 <= after["inference_worker_utilization"] <= 1
     told = {re.sub(r"(_count)?(\{.*)?$", "", name) for name in after}
     assert {*COUNTERS, *GAUGES, *HISTOGRAMS} - told == NEVER_HERE
     labels = {text for name in after for text in re.findall(r'"(.*?)"', name)}

@@ -168,7 +168,7 @@ def test_a_forecast_over_http() -> None:
 
 
 def test_the_older_body_over_http() -> None:
-    body = {"index_col": "t", "data": {"t": history()["ds"], "y": [1.0] * 30}}
+    body = {"data": {"ts": history()["ds"], "y": [1.0] * 30}, "inference_length": 6}
     answer = call(lambda http: http.post("/predict", json=body), plain())
     assert answer.json()["status"] == "SUCCESS"
     assert [row["y"] for row in answer.json()["predictions"]] == [1.0] * 6

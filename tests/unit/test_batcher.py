@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from flts_ray.errors import Expired, Overloaded
 from flts_ray.serve.batcher import Batcher
+from flts_ray.serve.model_calls import ModelCalls
 
 
 class Doubler:
@@ -238,6 +239,44 @@ def test_batches_and_what_waits_are_counted() -> None:
         assert (batcher.queued, batcher.batches, batcher.weight) == (0, 2, 10)
 
     with_pool(work)
+
+
+def test_each_call_is_put_down_with_the_wait_of_its_items() -> None:
+    run, calls = Doubler(threading.Event()), ModelCalls()
+    calls.wanted = True
+
+    async def work(pool: ThreadPoolExecutor) -> list[float]:
+        assert run.gate is not None
+        batcher = batched(run, pool, calls=calls)
+        begin = time.monotonic()
+        assert batcher.waiting_since is None
+        first = asyncio.create_task(batcher.submit(1))
+        assert await asyncio.to_thread(run.started.wait, 10)
+        rest = [asyncio.create_task(batcher.submit(item)) for item in (2, 3)]
+        await asyncio.sleep(0)
+        oldest = batcher.waiting_since
+        assert oldest is not None
+        assert len(calls.running()) == 1
+        run.gate.set()
+        await asyncio.gather(first, *rest)
+        return [begin, oldest, time.monotonic()]
+
+    begin, oldest, end = with_pool(work)
+    one, more = calls.take()
+    assert [len(one.since), len(more.since)] == [1, 2]
+    assert begin <= one.since[0] <= one.began <= one.ended <= more.began <= more.ended <= end
+    assert one.began <= more.since[0] <= more.since[1] <= more.began
+    assert oldest == more.since[0]
+
+
+def test_a_call_that_fails_is_over_too() -> None:
+    def run(items: Sequence[int]) -> list[int]:
+        raise RuntimeError("broken")
+
+    calls = ModelCalls()
+    with pytest.raises(RuntimeError, match="broken"):
+        with_pool(lambda pool: batched(run, pool, calls=calls).submit(1))
+    assert calls.running() == []
 
 
 async def _gathered(pool: ThreadPoolExecutor, run: Doubler, max_wait_s: float) -> list[list[int]]:

@@ -30,6 +30,22 @@ def test_every_route_is_described() -> None:
     assert "security" not in document
 
 
+def test_the_older_route_tells_its_query_and_what_it_needs() -> None:
+    document = openapi("demo forecasts", locked=False)
+    parameters = document["paths"]["/predict"]["post"]["parameters"]
+    (length,) = [one for one in parameters if one["in"] == "query"]
+    assert (length["name"], length["required"]) == ("inference_length", False)
+    assert length["schema"] == {"type": "integer", "minimum": 1, "maximum": 10_000}
+    request, answer = (
+        document["components"]["schemas"][name] for name in ("PredictRequest", "PredictAnswer")
+    )
+    assert request["required"] == ["data"]
+    assert "additionalProperties" not in request
+    assert set(answer["required"]) == {
+        "status", "identifier", "run_id", "predictions", "req_id", "cached",
+    }  # fmt: skip
+
+
 def test_a_locked_service_says_which_routes_are_open() -> None:
     document = openapi("demo forecasts", locked=True)
     assert document["security"] == [{"token": []}]

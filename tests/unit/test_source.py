@@ -84,6 +84,7 @@ def test_a_champion_is_fetched_checked_and_restored(tmp_path: Path) -> None:
     )
     model = source.load(ref)
     assert (model.name, model.version, model.digest) == ("demo", "3", digest)
+    assert model.run_id == "run"
     assert model.fitted.spec == fitted.spec
     assert model.known is not None
     with pytest.raises(Unavailable, match="send the history"):

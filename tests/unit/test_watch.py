@@ -75,6 +75,8 @@ def test_a_graceful_stop_writes_every_answer(tmp_path: Path) -> None:
     assert found["flts_serve_log_rows_total"].value == 40
     assert found["flts_serve_champion_version"].value == 7
     assert found["flts_serve_up"].value == 1
+    assert found["inference_jobs_processed_total"].value == 20
+    assert found["inference_model_ready"].value == 1
 
 
 def test_no_log_is_kept_where_none_is_wanted(tmp_path: Path) -> None:
