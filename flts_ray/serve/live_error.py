@@ -22,7 +22,7 @@ KEEP_SERIES = 8192
 
 @dataclass
 class Tally:
-    """One version so far: numbers of its windows, as mean absolute errors divided by their scale."""
+    """One number of each window of a version, such as its mean absolute error by its scale."""
 
     windows: int = 0
     total: float = 0.0

@@ -106,6 +106,9 @@ class InMemory:
     root: str
     hash: str = "prep"
 
+    def arrays(self) -> SeriesArrays:
+        return self.data
+
     def sample(self, most: int) -> SeriesArrays:
         return self.data.take(range(min(most, self.data.n_series)))
 
