@@ -47,6 +47,7 @@ from flts_ray.models.memory import Memory, split_memory, stored
 from flts_ray.models.news import News, learned, news_of
 from flts_ray.models.relevel import relevelled
 from flts_ray.models.spread import Spread
+from flts_ray.models.strata import in_turn_of
 from flts_ray.models.support import floored
 from flts_ray.models.volatility import Volatility, local_scale
 from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows, origins_in, widened
@@ -292,7 +293,7 @@ def _new_sums(fitted: FittedAR, news: News) -> Sums:
     new = origins + horizon > data.train_end[series]
     every = Sample(whole, series[new], origins[new])
     since_first = every.origins + begin[every.series] - lookback
-    near, far = (every.where(since_first % stride == 0) for stride in fitted.sums.strides)
+    near, far = (every.where(in_turn_of(since_first, stride)) for stride in fitted.sums.strides)
     return fitted.recipe.sums(near, far, fitted.layout)
 
 

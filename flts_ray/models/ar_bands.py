@@ -9,7 +9,6 @@ neighbouring windows say nearly the same.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import gcd
 
 import numpy as np
 
@@ -17,7 +16,9 @@ from flts_ray.models.ar_choice import Choice, out_of_fold
 from flts_ray.models.ar_features import Layout
 from flts_ray.models.ar_map import Sample, moments_of
 from flts_ray.models.bands import Bands, Scored, fit_bands
+from flts_ray.models.calibrate import clock_phase
 from flts_ray.models.phases import phase_of
+from flts_ray.models.strata import evenly
 from flts_ray.models.volatility import Sign, seen_signs, signs_of
 
 Levels = tuple[float, ...]
@@ -51,26 +52,27 @@ def calibrated(
 
 def _as_dense(windows: Scored, like: Scored) -> Scored:
     """Some of the windows, so that a month counts as much as among the others."""
-    step = round(windows.per_step / like.per_step) if len(like) and len(windows) else 1
-    return windows.at(np.arange(len(windows)) % max(step, 1) == 0)
+    if not len(windows) or not len(like):
+        return windows
+    most = max(1, round(len(windows) * min(1.0, like.per_step / windows.per_step)))
+    return windows.at(evenly(len(windows), most, lambda rows: (windows.phase[rows],)))
 
 
 def _crossed(
     training: Sample, layout: Layout, choice: Choice, seen: Layout, signs: tuple[Sign, ...]
 ) -> Scored:
-    few = _thinned(training, layout.season)
+    few = _thinned(training)
     if len(choice.recipe.owners):
         # Own maps borrow from all windows: of these, so that no fold is among what it borrows.
         choice = replace(choice, total=moments_of(few, layout))
     return _scored(few, out_of_fold(few, layout, choice), seen, signs)
 
 
-def _thinned(sample: Sample, season: int) -> Sample:
+def _thinned(sample: Sample) -> Sample:
     """At most MAX_CROSSED windows, of all phases of the season."""
-    step = -(-len(sample.series) // MAX_CROSSED)
-    while gcd(step, season) > 1:
-        step += 1
-    return sample.where(np.arange(len(sample.series)) % step == 0)
+    phase = clock_phase(sample.data, sample.series, sample.origins)
+    rows = evenly(len(phase), MAX_CROSSED, lambda rows: (phase[rows],))
+    return replace(sample, series=sample.series[rows], origins=sample.origins[rows])
 
 
 def _scored(sample: Sample, mean: np.ndarray, layout: Layout, signs: tuple[Sign, ...]) -> Scored:

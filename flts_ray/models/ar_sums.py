@@ -18,6 +18,8 @@ from flts_ray.models.ridge import Moments
 MAX_BYTES = 32 * 2**20
 """Bound of the sums inside an artifact; a larger model is updated from all its windows."""
 PREFIX = "sums."
+GAP = 3
+"""Median distances of neighbours from which a gap lies between them."""
 SYMMETRIC = ("shared_shared", "step_step")
 
 
@@ -61,14 +63,14 @@ class Sums:
 
 
 def stride_of(series: np.ndarray, origins: np.ndarray) -> int:
-    """Steps between neighbouring windows of one series.
+    """Steps for each window of one series, on average.
 
-    Windows beside a gap are further apart than those of the stride, never closer. Where no series
-    has two, they lie a stride apart or more; the steps over which all lie are near it.
+    Neighbours that a gap keeps far apart do not count. Where no series has two windows, they lie
+    a stride apart or more; the steps over which all lie are near it.
     """
     apart = np.diff(origins)[np.diff(series) == 0]
     if len(apart):
-        return int(apart.min())
+        return round(float(apart[apart <= GAP * np.median(apart)].mean()))
     return int(np.ptp(origins)) + 1 if len(origins) else 1
 
 

@@ -12,13 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import gcd
 
 import numpy as np
 
 from flts_ray.errors import DataError
 from flts_ray.models.losses import pinball
-from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows, origins_in
+from flts_ray.models.strata import evenly
+from flts_ray.prepare.arrays import (
+    SeriesArrays,
+    SeriesStats,
+    Windows,
+    origins_between,
+    origins_in,
+    usable_windows,
+)
 
 MIN_SUPPORT = 200
 """Scores that should stand behind the quantiles of one step."""
@@ -32,31 +39,45 @@ MAX_SCORES = 2**23
 """Bound of the window-step pairs that one calibration holds in memory."""
 CHUNK = 4096
 """Most windows built at a time."""
+PLACES = 8
+"""Parts of the span of each series that sampled windows come from alike."""
 
 
 def sample_origins(
     data: SeriesArrays, span: str, lookback: int, horizon: int, max_windows: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Evenly spread origins of one span, about `max_windows` at most over all series.
+    """`max_windows` origins of one span, evenly spread over all series; all where there are fewer.
 
-    The stride shares no factor with the season, and series begin at different steps: otherwise a
-    model would see few phases, or of many series few instants only. Returns (series, origins) as
-    `origins_in` does.
+    A stratified sample of the origins of all series end to end (see `strata.py`): a series has
+    its share of the windows, and the phases of the season and the parts of the span have theirs.
+    Where windows are not usable (`origins_in`), there are as many fewer. Returns (series, origins)
+    as `origins_in` does.
     """
-    spans = {
-        "train": data.train_end - lookback,
-        "validation": data.valid_end - data.train_end,
-        "test": data.lengths - data.valid_end,
-    }[span]
-    total = int(np.maximum(spans - horizon + 1, 0).sum())
-    stride = max(1, -(-total // max_windows))
-    while gcd(stride, data.contract.season) > 1:
-        stride += 1
-    series, origins = origins_in(data, span, lookback, horizon, stride, staggered=True)
-    if len(series) > max_windows:
-        kept = np.linspace(0, len(series) - 1, max_windows).round().astype(np.int64)
-        series, origins = series[kept], origins[kept]
-    return series, origins
+    first, count = origins_between(data, span, lookback, horizon)
+    ends = np.cumsum(count)
+    total = int(ends[-1]) if len(ends) else 0
+    if total <= max_windows:
+        return origins_in(data, span, lookback, horizon)
+    begin = first - ends + count
+
+    def at(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        series = np.searchsorted(ends, positions, side="right")
+        return series, positions + begin[series]
+
+    def labels(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        series, origins = at(positions)
+        place = (origins - first[series]) * PLACES // count[series]
+        return clock_phase(data, series, origins), place
+
+    series, origins = at(evenly(total, max_windows, labels))
+    kept = usable_windows(data, span, series, origins, lookback, horizon)
+    return series[kept], origins[kept]
+
+
+def clock_phase(data: SeriesArrays, series: np.ndarray, origins: np.ndarray) -> np.ndarray:
+    """Phase of the season at each origin on a clock without a time zone: int64 [n]."""
+    start = data.start_us[series] // data.contract.frequency.step_us
+    return np.asarray((start + origins) % data.contract.season)
 
 
 def check_lookback(windows: Windows, lookback: int) -> None:
@@ -180,11 +201,14 @@ def residual_quantiles(
 def share_apart(series: np.ndarray, origins: np.ndarray, horizon: int) -> float:
     """Windows whose targets do not overlap, for each of these: within (0, 1].
 
-    series, origins: int64 [n], in any order.
+    The steps that their targets cover, in horizons. series, origins: int64 [n], in any order.
     """
-    count, steps = covered_steps(series, origins)
-    free = np.minimum((steps + horizon - 1) / horizon, count)
-    return float(free.sum() / len(series)) if len(series) else 1.0
+    if not len(series):
+        return 1.0
+    order = np.lexsort((origins, series))
+    fresh = np.minimum(np.diff(origins[order]), horizon)
+    fresh[np.diff(series[order]) > 0] = horizon
+    return float((1 + fresh.sum() / horizon) / len(series))
 
 
 def covered_steps(series: np.ndarray, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,14 @@ from flts_ray.models.prophet_fitted import FittedProphet
 from flts_ray.models.prophet_level import Correction, candidates, default_windows, fit_correction
 from flts_ray.models.prophet_regressors import SETS, Regressors, regressors_of
 from flts_ray.models.volatility import Volatility
-from flts_ray.prepare.arrays import SeriesArrays, Windows, actuals_at, windows_at
+from flts_ray.prepare.arrays import (
+    SeriesArrays,
+    Windows,
+    actuals_at,
+    origins_between,
+    usable_windows,
+    windows_at,
+)
 
 MAX_VALIDATION_WINDOWS = 2000
 MAX_JUDGED = 200
@@ -72,24 +79,24 @@ def validation_windows(
 
     Where gaps are many, a long lookback would judge by the few windows that have none.
     """
-    base, shortest = 0, min(lookbacks)
-    found = None
-    for lookback in sorted({*lookbacks}):
-        series, origins = sample_origins(
-            data, "validation", lookback, horizon, MAX_VALIDATION_WINDOWS
-        )
-        if found is None:
-            base, kept = len(series), len(np.unique(series))
-        elif len(series) < KEPT_WINDOWS * base or len(np.unique(series)) < kept:
-            break
-        found = series, origins, lookback
-    if not base or found is None:
+    shortest, *longer = sorted({*lookbacks})
+    series, origins = sample_origins(data, "validation", shortest, horizon, MAX_VALIDATION_WINDOWS)
+    if not len(series):
         raise DataError(
             f"prophet: no validation window of {shortest} + {horizon} steps without gaps; "
             "shorten task.horizon or enlarge split.validation",
             field="task.horizon",
         )
-    return found
+    base, whole, kept = len(series), len(np.unique(series)), shortest
+    for lookback in longer:
+        first, _ = origins_between(data, "validation", lookback, horizon)
+        fits = origins >= first[series]
+        at = series[fits], origins[fits]
+        fits[fits] = usable_windows(data, "validation", *at, lookback, horizon)
+        if fits.sum() < KEPT_WINDOWS * base or len(np.unique(series[fits])) < whole:
+            break
+        series, origins, kept = series[fits], origins[fits], lookback
+    return series, origins, kept
 
 
 def corrected(fitted: FittedProphet, judged: Judged) -> tuple[FittedProphet, float]:

@@ -246,9 +246,7 @@ def origins_in(
     whose history holds a NaN, or whose targets were nowhere observed, are left out. Returns
     (series, origins), int64 [n], ordered by series, then time.
     """
-    first, last = _borders(data, span)
-    first = np.maximum(first, lookback)
-    fitting = np.maximum(last - horizon - first + 1, 0)
+    first, fitting = origins_between(data, span, lookback, horizon)
     step = np.full(data.n_series, stride)
     if max_origins is not None:
         step = np.maximum(step, -(-fitting // max_origins))
@@ -268,6 +266,48 @@ def origins_in(
             found.append(np.stack([series[kept], origins[kept]]))
     series, origins = np.concatenate(found, axis=1)
     return series, origins
+
+
+def origins_between(
+    data: SeriesArrays, span: str, lookback: int, horizon: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """First origin of each series, and how many there are, whatever their windows hold.
+
+    Spans as of `origins_in`. int64 [series] each.
+    """
+    first, last = _borders(data, span)
+    first = np.maximum(first, lookback)
+    return first, np.maximum(last - horizon - first + 1, 0)
+
+
+def usable_windows(
+    data: SeriesArrays,
+    span: str,
+    series: np.ndarray,
+    origins: np.ndarray,
+    lookback: int,
+    horizon: int,
+) -> np.ndarray:
+    """Which windows `origins_in` does not leave out: bool [n].
+
+    series, origins: int64 [n], of `origins_between`, ordered by series. Costs what is less, a
+    look at every window or at every row of the set.
+    """
+    steps, complete = lookback + horizon, span == "train"
+    if len(series) * steps < len(data.y):
+        size = max(1, ROWS_AT_ONCE // steps)
+        cuts = [slice(at, at + size) for at in range(0, len(series), size)]
+        found = [
+            _seen_usable(data, series[cut], origins[cut], lookback, horizon, complete)
+            for cut in cuts
+        ]
+    else:
+        found = []
+        for some in runs_of_series(data.offsets):
+            low, high = np.searchsorted(series, [some.start, some.stop])
+            here = series[low:high], origins[low:high]
+            found.append(_usable(data, some, *here, lookback, horizon, complete))
+    return np.concatenate([np.zeros(0, bool), *found])
 
 
 def turns(ids: Sequence[str]) -> np.ndarray:
@@ -320,3 +360,18 @@ def _usable(
     if complete:
         usable &= missing[at + horizon] == missing[at]
     return usable
+
+
+def _seen_usable(
+    data: SeriesArrays,
+    series: np.ndarray,
+    origins: np.ndarray,
+    lookback: int,
+    horizon: int,
+    complete: bool,
+) -> np.ndarray:
+    """What `_usable` says, from the rows of these windows alone."""
+    at = (data.offsets[series] + origins)[:, None]
+    known = lookback + (horizon if complete else 0)
+    whole = ~np.isnan(data.y[at + np.arange(-lookback, known - lookback)]).any(axis=1)
+    return np.asarray(whole & data.observed[at + np.arange(horizon)].any(axis=1))

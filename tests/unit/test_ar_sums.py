@@ -15,6 +15,7 @@ from flts_ray.models import ar
 from flts_ray.models.ar import FittedAR, LinearAR
 from flts_ray.models.ar_sums import Sums, stride_of
 from flts_ray.models.base import Compute, Task, fit_fully
+from flts_ray.models.calibrate import sample_origins
 from flts_ray.models.ridge import Moments
 from flts_ray.prepare.arrays import SeriesArrays, origins_in, windows_at
 from tests.synthetic import seasonal_set
@@ -166,7 +167,15 @@ def test_sums_of_no_window_add_nothing() -> None:
     assert both.short[1] is one.short[1]
 
 
-def test_the_stride_is_the_least_distance_within_a_series() -> None:
+def test_a_gap_does_not_widen_the_stride() -> None:
     assert stride_of(np.array([0, 0, 0, 1, 1]), np.array([5, 30, 35, 2, 7])) == 5
     assert stride_of(np.array([0, 1, 2]), np.array([5, 90, 41])) == 86
     assert stride_of(np.array([0]), np.array([5])) == 1
+
+
+@pytest.mark.parametrize("most", [200, 300, 500])
+def test_the_stride_of_a_sample_is_its_mean_distance(most: int) -> None:
+    data = other_dynamics()
+    total = len(origins_in(data, "train", 24, 6)[0])
+    found = stride_of(*sample_origins(data, "train", 24, 6, most))
+    assert abs(found - total / most) <= 0.7

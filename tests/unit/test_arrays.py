@@ -14,8 +14,10 @@ from flts_ray.prepare.arrays import (
     SeriesArrays,
     actuals_at,
     bounded,
+    origins_between,
     origins_in,
     turns,
+    usable_windows,
     windows_at,
 )
 from tests.synthetic import seasonal_set
@@ -129,6 +131,22 @@ def one_series_after_the_other(
     return found
 
 
+def with_gaps(seed: int) -> SeriesArrays:
+    """Series of different lengths, some of them empty, with missing and unobserved values."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 60, size=7)
+    y = rng.standard_normal(int(lengths.sum()))
+    y[rng.random(len(y)) < 0.03] = np.nan
+    return replace(
+        seasonal_set(n_series=7, length=60),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        train_end=(lengths * 0.6).astype(np.int64),
+        valid_end=(lengths * 0.8).astype(np.int64),
+        y=y,
+        observed=~np.isnan(y) & (rng.random(len(y)) < 0.6),
+    )
+
+
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(0, 12),
@@ -140,19 +158,7 @@ def one_series_after_the_other(
 def test_origins_of_many_series_are_those_of_each(
     seed: int, lookback: int, horizon: int, stride: int, most: int | None, staggered: bool
 ) -> None:
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(0, 60, size=7)
-    train_end, valid_end = (lengths * 0.6).astype(np.int64), (lengths * 0.8).astype(np.int64)
-    y = rng.standard_normal(int(lengths.sum()))
-    y[rng.random(len(y)) < 0.03] = np.nan
-    few = replace(
-        seasonal_set(n_series=7, length=60),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        train_end=train_end,
-        valid_end=valid_end,
-        y=y,
-        observed=~np.isnan(y) & (rng.random(len(y)) < 0.6),
-    )
+    few = with_gaps(seed)
     for span in ("train", "validation", "test"):
         asked = (span, lookback, horizon, stride, most, staggered)
         expected = one_series_after_the_other(few, *asked)
@@ -161,6 +167,25 @@ def test_origins_of_many_series_are_those_of_each(
                 series, origins = origins_in(few, *asked)
             assert list(zip(series.tolist(), origins.tolist(), strict=True)) == expected
             assert series.dtype == origins.dtype == np.int64
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.integers(1, 6), st.integers(1, 200))
+def test_usable_windows_are_those_that_are_not_left_out(
+    seed: int, lookback: int, horizon: int, every: int
+) -> None:
+    """Whether few windows are asked about, which are looked at alone, or all."""
+    data = with_gaps(seed)
+    for span in ("train", "validation", "test"):
+        expected = set(zip(*origins_in(data, span, lookback, horizon), strict=True))
+        first, count = origins_between(data, span, lookback, horizon)
+        series = np.repeat(np.arange(data.n_series), count)
+        origins = np.concatenate([np.arange(a, a + n) for a, n in zip(first, count, strict=True)])
+        series, origins = series[::every], origins[::every]
+        found = usable_windows(data, span, series, origins, lookback, horizon)
+        pairs = list(zip(series, origins, strict=True))
+        assert [pair for pair, kept in zip(pairs, found, strict=True) if kept] == [
+            pair for pair in pairs if pair in expected
+        ]
 
 
 def test_series_take_their_turns_by_name_and_evenly() -> None:

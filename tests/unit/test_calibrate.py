@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flts_ray.models.calibrate import (
@@ -17,8 +17,9 @@ from flts_ray.models.calibrate import (
     sample_origins,
     scaled_pinball,
     series_scale,
+    share_apart,
 )
-from flts_ray.prepare.arrays import Windows, origins_in, windows_at
+from flts_ray.prepare.arrays import SeriesArrays, Windows, origins_in, windows_at
 from tests.synthetic import seasonal_set
 
 LEVELS = (0.1, 0.5, 0.9)
@@ -206,27 +207,111 @@ def test_a_flat_window_has_a_positive_scale() -> None:
     assert (series_scale(flat, seasonal_set().stats) > 0).all()
 
 
-def test_sampled_origins_see_every_phase() -> None:
-    data = seasonal_set(length=2000)
-    series, origins = sample_origins(data, "train", 24, 6, 300)
-    assert len(series) <= 300
-    assert set(origins[series == 0] % 24) == set(range(24))
+SPANS = ("train", "validation", "test")
 
 
-def test_of_many_series_windows_come_from_every_time() -> None:
-    data = seasonal_set(n_series=60, length=300)
-    _, origins = sample_origins(data, "train", 24, 6, 60)
-    assert 40 <= len(origins) <= 60
-    assert len(set(origins % 24)) > 18
-    first, last = 24, int(data.train_end[0]) - 6
-    counts, _ = np.histogram(origins, bins=4, range=(first, last))
-    assert counts.min() >= len(origins) / 8
+def set_of(lengths: np.ndarray, season: int = 24, seed: int | None = None) -> SeriesArrays:
+    """Series of these lengths, split 60/20/20 %; with gaps where there is a seed."""
+    rng, rows = np.random.default_rng(seed), int(lengths.sum())
+    small = seasonal_set(n_series=len(lengths), length=60, covariates=False)
+    y, observed = np.zeros(rows), np.ones(rows, dtype=bool)
+    if seed is not None:
+        y[rng.random(rows) < 0.01] = np.nan
+        observed = ~np.isnan(y) & (rng.random(rows) < 0.7)
+    return replace(
+        small,
+        contract=replace(small.contract, season=season),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        train_end=(lengths * 0.6).astype(np.int64),
+        valid_end=(lengths * 0.8).astype(np.int64),
+        y=y,
+        observed=observed,
+    )
+
+
+SETS = st.lists(st.integers(0, 300), min_size=1, max_size=12).map(np.array)
+
+
+@given(SETS, st.integers(0, 50), st.integers(1, 30), st.integers(1, 400), st.sampled_from(SPANS))
+def test_a_sample_holds_as_many_origins_as_it_may(
+    lengths: np.ndarray, lookback: int, horizon: int, most: int, span: str
+) -> None:
+    data = set_of(lengths)
+    every = list(zip(*origins_in(data, span, lookback, horizon), strict=True))
+    series, origins = sample_origins(data, span, lookback, horizon, most)
+    assert series.dtype == origins.dtype == np.int64
+    found = list(zip(series, origins, strict=True))
+    assert len(found) == min(most, len(every))
+    assert found == sorted(set(found))
+    assert set(found) <= set(every)
+    if len(every) <= most:
+        assert found == every
+
+
+@given(SETS, st.integers(1, 400))
+def test_each_series_has_its_share_of_a_sample(lengths: np.ndarray, most: int) -> None:
+    data = set_of(lengths)
+    counts = np.bincount(origins_in(data, "train", 24, 6)[0], minlength=len(lengths))
+    if not counts.any():
+        return
+    series, _ = sample_origins(data, "train", 24, 6, most)
+    share = counts * (len(series) / counts.sum())
+    assert np.abs(np.bincount(series, minlength=len(lengths)) - share).max() < 2
+
+
+@given(SETS, st.integers(0, 2**32 - 1), st.integers(1, 400), st.sampled_from(SPANS))
+def test_a_sample_leaves_out_what_is_not_usable(
+    lengths: np.ndarray, seed: int, most: int, span: str
+) -> None:
+    whole, gaps = set_of(lengths), set_of(lengths, seed=seed)
+    usable = set(zip(*origins_in(gaps, span, 12, 6), strict=True))
+    fits = len(origins_in(whole, span, 12, 6)[0])
+    drawn = zip(*sample_origins(whole, span, 12, 6, most), strict=True)
+    expected = [one for one in drawn if one in usable] if fits > most else sorted(usable)
+    assert list(zip(*sample_origins(gaps, span, 12, 6, most), strict=True)) == expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from([2, 7, 24, 48, 96, 168, 336, 720, 1440]),
+    st.floats(1.05, 10.0),
+    st.integers(1, 3),
+)
+def test_a_sample_meets_every_phase_of_the_season(season: int, ratio: float, n: int) -> None:
+    most = 50 * season
+    data = set_of(np.full(n, int((most * ratio / n + 30) / 0.6) + 2), season)
+    _, every = origins_in(data, "train", 24, 6)
+    _, origins = sample_origins(data, "train", 24, 6, most)
+    assert len(origins) == most < len(every)
+    expected = np.bincount(every % season, minlength=season) * (most / len(every))
+    np.testing.assert_allclose(np.bincount(origins % season, minlength=season), expected, rtol=0.2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(150, 600), st.integers(50, 140))
+def test_of_many_series_windows_come_from_every_time(length: int, n_series: int) -> None:
+    """Of each series two windows, or one of some: they lie at different places of the span."""
+    data = set_of(np.full(n_series, length))
+    _, origins = sample_origins(data, "train", 24, 6, 80)
+    assert len(origins) == 80
+    counts, _ = np.histogram(origins, bins=4, range=(24, int(data.train_end[0]) - 5))
+    assert counts.min() >= 10 and counts.max() <= 30
+    assert len(set(origins % 24)) > 16
 
 
 def test_more_series_than_windows_still_bounds_them() -> None:
     series, _ = sample_origins(seasonal_set(n_series=40), "train", 24, 6, 25)
-    assert 15 <= len(series) <= 25
-    assert len(set(series.tolist())) == len(series)
+    assert len(series) == 25
+    assert np.bincount(series).max() <= 2 and len(set(series.tolist())) >= 20
+
+
+def test_targets_that_overlap_count_by_what_they_add() -> None:
+    """Steps that targets cover, in horizons: equal distances, unequal ones, and a gap."""
+    assert share_apart(np.zeros(5, int), np.arange(5) * 3, 6) == pytest.approx((12 / 6 + 1) / 5)
+    assert share_apart(np.zeros(5, int), np.arange(5) * 9, 6) == 1.0
+    series, origins = np.array([1, 0, 0, 0, 0]), np.array([5, 2, 4, 40, 12])
+    assert share_apart(series, origins, 6) == pytest.approx((2 / 6 + 1 + 1 + 1 + 1) / 5)
+    assert share_apart(np.zeros(0, int), np.zeros(0, int), 6) == 1.0
 
 
 def test_scaled_pinball_ignores_what_is_missing() -> None:

@@ -12,8 +12,9 @@ import pytest
 import flts_ray.models.prophet_choice as module
 from flts_ray.models import artifact
 from flts_ray.models.base import Compute, Task, fit_fully
+from flts_ray.models.calibrate import sample_origins
 from flts_ray.models.prophet import ProphetPerSeries
-from flts_ray.models.prophet_choice import chosen_regressors, preferred
+from flts_ray.models.prophet_choice import chosen_regressors, preferred, validation_windows
 from flts_ray.models.prophet_fit import fit_all, seasonalities_for
 from flts_ray.models.prophet_fitted import FittedProphet
 from flts_ray.models.prophet_regressors import Regressors
@@ -188,3 +189,18 @@ def test_the_usual_set_yields_to_a_clearly_better_one() -> None:
     assert preferred({"none": 1.0, "events": 1.0, "all": 0.9}) == "all"
     assert preferred({"none": 0.9, "events": 1.0, "all": 0.95}) == "none"
     assert preferred({"none": 1.0, "all": 0.999}) == "none"
+
+
+def test_a_longer_lookback_is_judged_on_windows_of_the_shortest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_VALIDATION_WINDOWS", 60)
+    data = seasonal_set(n_series=2, length=LENGTH, covariates=False)
+    begin = int(data.train_end[0])
+    every = sample_origins(data, "validation", 1, TASK.horizon, 60)
+    series, origins, lookback = validation_windows(data, TASK.horizon, [begin - 5, 1, begin + 2])
+    assert lookback == begin + 2
+    fits = every[1] >= begin + 2
+    np.testing.assert_array_equal(series, every[0][fits])
+    np.testing.assert_array_equal(origins, every[1][fits])
+    assert validation_windows(data, TASK.horizon, [1, begin + 60])[2] == 1
