@@ -138,7 +138,7 @@ def _on_ray(
         num_cpus=config.tune.cpus_per_trial, num_gpus=config.tune.gpus_per_trial, max_retries=1
     )(refit_trial)
     compute = replace(compute, spread=RaySpread(held.reference))
-    known = ray.put(census)
+    known = None if census is None else ray.put(census)
     running = {
         name: task.remote(_own(one), _place(folder, name), held.reference, compute, known)
         for name, one in left.items()
