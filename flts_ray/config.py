@@ -192,8 +192,8 @@ class TuneConfig(Section):
     most_series: int = Field(20_000, ge=100)
     """Series that trials, blend and judge look at. Of a set with more they see a random sample of
     so many, which is all that is held in memory; the linear model learns from every series, and
-    each model knows all of them afterwards. Models that fit every series by itself are left out of
-    such a study."""
+    each model knows all of them afterwards. Kinds with a trial that fits every series by itself
+    are left out of such a study. `flts update` reads all rows of a set, however many."""
 
     @property
     def where(self) -> str:

@@ -110,21 +110,21 @@ def train(
     """
     prepared = run_prepare(config, narrator, force=force)
     tell_prepared(config, services, prepared)
-    config, data = studied(config, prepared, narrator)
+    looked, data = studied(config, prepared, narrator)
     held = Held(data)
     incumbent = load_champion(services)
     if incumbent is not None:  # told now, not after the study
         check_comparable(incumbent, task_of(config), data)
     experiment = config.mlflow.experiment or config.name
     runs = StudyRuns.connect(services.mlflow_uri, experiment, config.name)
-    folder = study_folder(config, services, prepared)
+    folder = study_folder(looked, services, prepared)
     with (
         tracked_run(config, prepared.hash, folder, runs, resume=resume) as parent,
         study_events(services.events, config, parent, folder) as told,
     ):
-        study = run_tuning(config, data, folder, runs, parent, narrator, told, held)
-        singles = refitted(config, prepared, data, folder, study, narrator, held)
-        made = blended(config, data, folder, study, singles, narrator)
+        study = run_tuning(looked, data, folder, runs, parent, narrator, told, held)
+        singles = refitted(looked, prepared, data, folder, study, narrator, held)
+        made = blended(looked, data, folder, study, singles, narrator)
         finalists = logged_blend(runs, parent, folder, made, singles)
         log_refits(runs, finalists)
         chosen = finalists.index(best_on_validation(finalists))

@@ -32,6 +32,7 @@ from flts_ray.evaluate.finalists import (
 from flts_ray.evaluate.gate import Decision, judge
 from flts_ray.models import artifact
 from flts_ray.models.base import Compute, Fitted, Task, fit_fully, forecaster
+from flts_ray.models.introduce import EACH_ALONE
 from flts_ray.models.memory import memory_of, until_of
 from flts_ray.panel import steps_after
 from flts_ray.prepare.arrays import SeriesArrays, windows_at
@@ -292,7 +293,9 @@ def promote_version(
     version = registry.export(version, finalist.folder)
     if version == registry.champion():
         return Promotion(n, f"{title(version)} is champion already")
-    data = prepared.sample(config.tune.most_series)
+    # One that knows its series alone must know every series of the set.
+    every = finalist.fitted.spec.needs_known_series or config.gate.baseline in EACH_ALONE
+    data = prepared.arrays() if every else prepared.sample(config.tune.most_series)
     check_comparable(finalist, task_of(config), data)
     with tempfile.TemporaryDirectory() as folder:
         baseline = fit_baseline(config, data, Path(folder) / "model")

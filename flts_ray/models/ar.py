@@ -50,7 +50,15 @@ from flts_ray.models.spread import Spread
 from flts_ray.models.strata import in_turn_of
 from flts_ray.models.support import floored
 from flts_ray.models.volatility import Volatility, local_scale
-from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, Windows, origins_in, widened
+from flts_ray.prepare.arrays import (
+    SeriesArrays,
+    SeriesStats,
+    Windows,
+    origins_between,
+    origins_in,
+    turns,
+    widened,
+)
 from flts_ray.prepare.covariates import check_ahead, check_future
 
 MAX_VALID_WINDOWS = 10_000
@@ -293,13 +301,19 @@ def _new_sums(fitted: FittedAR, news: News) -> Sums:
     new = origins + horizon > data.train_end[series]
     every = Sample(whole, series[new], origins[new])
     since_first = every.origins + begin[every.series] - lookback
-    near, far = (every.where(in_turn_of(since_first, stride)) for stride in fitted.sums.strides)
+    # Series that begin together take turns, or an update would learn of all at one step or none.
+    turn = turns(whole.ids)[every.series]
+    near, far = (
+        every.where(in_turn_of(since_first, stride, turn)) for stride in fitted.sums.strides
+    )
     return fitted.recipe.sums(near, far, fitted.layout)
 
 
 def _sample(data: SeriesArrays, span: str, layout: Layout, most: int, spread: Spread) -> Sample:
-    chosen = calibrate.sample_origins(data, span, layout.lookback, layout.horizon, most)
-    return Sample(data, *chosen, spread)
+    reach = layout.lookback, layout.horizon
+    chosen = calibrate.sample_origins(data, span, *reach, most)
+    stride = round(int(origins_between(data, span, *reach)[1].sum()) / most)
+    return Sample(data, *chosen, spread, max(1, stride))
 
 
 def _most(layout: Layout) -> int:

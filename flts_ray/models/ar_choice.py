@@ -31,7 +31,7 @@ from flts_ray.models.ar_prior import (
     shrunk_fit,
 )
 from flts_ray.models.ar_settings import Settings
-from flts_ray.models.ar_sums import Sums, stride_of
+from flts_ray.models.ar_sums import Sums
 from flts_ray.models.ridge import Moments
 
 MIN_OWN_TRAIN, MIN_OWN_VALID = 200, 50
@@ -95,10 +95,7 @@ class Recipe:
         mine = [_moments(training.of(row), layout) for row in owners]
         whole = reduce(_plus, mine, _moments(training.without(owners), layout))
         far = [self.long(dense, layout), *(self.long(dense.of(row), layout) for row in owners)]
-        strides = (
-            stride_of(training.series, training.origins),
-            stride_of(dense.series, dense.origins),
-        )
+        strides = training.stride, dense.stride
         return Sums((whole, *mine), tuple(far) if self.reach else (), strides)
 
     def solved(self, sums: Sums, layout: Layout, before: Sequence[LinearMap]) -> list[LinearMap]:

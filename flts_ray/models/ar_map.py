@@ -81,12 +81,13 @@ def _in_blocks(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class Sample:
     """Some windows of a set: series and origins, int64 [n], ordered by series; `spread`: what
-    sums them."""
+    sums them; `stride`: one of how many windows they are, about."""
 
     data: SeriesArrays
     series: np.ndarray
     origins: np.ndarray
     spread: Spread = in_turn
+    stride: int = 1
 
     def of(self, row: int) -> Sample:
         """The windows of one series."""

@@ -18,8 +18,6 @@ from flts_ray.models.ridge import Moments
 MAX_BYTES = 32 * 2**20
 """Bound of the sums inside an artifact; a larger model is updated from all its windows."""
 PREFIX = "sums."
-GAP = 3
-"""Median distances of neighbours from which a gap lies between them."""
 SYMMETRIC = ("shared_shared", "step_step")
 
 
@@ -60,18 +58,6 @@ class Sums:
             return None
         near, far = (int(stride) for stride in arrays[f"{PREFIX}strides"])
         return cls(_group(arrays, "short"), _group(arrays, "long"), (near, far))
-
-
-def stride_of(series: np.ndarray, origins: np.ndarray) -> int:
-    """Steps for each window of one series, on average.
-
-    Neighbours that a gap keeps far apart do not count. Where no series has two windows, they lie
-    a stride apart or more; the steps over which all lie are near it.
-    """
-    apart = np.diff(origins)[np.diff(series) == 0]
-    if len(apart):
-        return round(float(apart[apart <= GAP * np.median(apart)].mean()))
-    return int(np.ptp(origins)) + 1 if len(origins) else 1
 
 
 def _added(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -52,17 +51,10 @@ class Memory:
         return {f"{PREFIX}{name}": array for name, array in named.items()}
 
 
-@runtime_checkable
-class Remembers(Protocol):
-    """A fitted model that says what it has seen; None: of an artifact that did not tell."""
-
-    @property
-    def memory(self) -> Memory | None: ...
-
-
 def memory_of(fitted: Fitted) -> Memory | None:
     """What a model remembers; None where nobody knows."""
-    return fitted.memory if isinstance(fitted, Remembers) else None
+    memory: Memory | None = getattr(fitted, "memory", None)
+    return memory
 
 
 def stored(memory: Memory | None) -> dict[str, np.ndarray]:

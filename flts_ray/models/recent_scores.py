@@ -38,13 +38,20 @@ def most_windows(horizon: int, levels: int) -> int:
 
 
 def score_windows(
-    data: SeriesArrays, begin: np.ndarray, known: int, task: Task, lookback: int, ask: Ask
+    data: SeriesArrays,
+    begin: np.ndarray,
+    known: int,
+    task: Task,
+    lookback: int,
+    ask: Ask,
+    there: int | None = None,
 ) -> Served:
     """Scores of windows whose last target lies in the validation span.
 
     data: of `News.tail` with `lookback` and a horizon before the new rows; begin: int64 [S],
     positions in the source where its series begin; known: the first so many series were known
-    before, the others have nothing to say about the bands of what was. Slots are counted back from
+    before, the others have nothing to say about the bands of what was; there: how many of those
+    the source has, all by default. Slots are counted back from
     the end of each series' span and are one horizon long, or shorter so that equal ones cover all.
     """
     horizon, levels = task.horizon, len(task.levels)
@@ -64,7 +71,7 @@ def score_windows(
         scores[part] = (actual[..., None] - quantiles) / calibrate.per_step(scale)[..., None]
     span = max(1, int(fresh.max(initial=1)))
     parts = -(-span // horizon)
-    share = float((fresh > 0).sum()) / max(known, 1)
+    share = float((fresh > 0).sum()) / max(known if there is None else there, 1)
     return Served(scores, parts - 1 - age * parts // span, series, span / (parts * horizon), share)
 
 

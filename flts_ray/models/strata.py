@@ -64,19 +64,22 @@ def stratified(total: int, count: int, turn: float = TURNS[0]) -> np.ndarray:
     )
 
 
-def in_turn_of(steps: np.ndarray, stride: int) -> np.ndarray:
+def in_turn_of(steps: np.ndarray, stride: int, shift: np.ndarray | float = 0.0) -> np.ndarray:
     """Whether each step from the first on is taken where one in `stride` is: bool, same shape.
 
-    What `stratified` does to a row whose end is not known yet. steps: int64 >= 0.
+    What `stratified` does to a row whose end is not known yet. steps: int64 >= 0. shift: a share
+    in [0, 1) by which the places of a row lie elsewhere (Cranley & Patterson 1976), so that rows
+    side by side are not all taken at the same step.
     """
     part, place = divmod(steps, stride)
-    return np.asarray(place == (_places(part, TURNS[0]) * stride) >> BITS)
+    return np.asarray(place == (_places(part, TURNS[0], shift) * stride) >> BITS)
 
 
-def _places(part: np.ndarray, turn: float) -> np.ndarray:
+def _places(part: np.ndarray, turn: float, shift: np.ndarray | float = 0.0) -> np.ndarray:
     """Where in its part each position lies, as a share of 2**BITS: int64."""
     turned = (part.astype(np.uint64) + np.uint64(1)) * np.uint64(int(turn * 2**64))
-    return np.asarray(turned >> np.uint64(64 - BITS)).astype(np.int64)
+    shifted = turned + (np.asarray(shift * 2**32).astype(np.uint64) << np.uint64(32))
+    return np.asarray(shifted >> np.uint64(64 - BITS)).astype(np.int64)
 
 
 def _unevenness(labels: Sequence[np.ndarray]) -> int:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from flts_ray.errors import ArtifactError, DataError
 from flts_ray.panel import Contract, steps_after
-from flts_ray.prepare.arrays import SeriesArrays, SeriesStats
+from flts_ray.prepare.arrays import SeriesArrays, SeriesStats, turns
 from flts_ray.prepare.buckets import bucket_of
 from flts_ray.prepare.kernel import STATIC_PREFIX, STATS
 from flts_ray.prepare.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, set_folder
@@ -34,7 +34,7 @@ _NAMED = 20
 
 @dataclass(frozen=True)
 class Census:
-    """Every series of a set, without its rows, in the order of `PreparedSet.arrays`.
+    """Every series of a set, without its rows.
 
     test_us: int64 [series], UTC microseconds, where the test span of each begins.
     """
@@ -88,22 +88,31 @@ class PreparedSet:
         return loaded.take([position[name] for name in ids])
 
     def sample(self, most: int) -> SeriesArrays:
-        """All series, or of a set with more than `most` so many of them: the first in the order of
-        `arrays()`, which goes by a hash of their names, so they are as good as drawn by chance."""
+        """All series, or of a set with more than `most` so many of them, always the same.
+
+        Buckets go by one hash of the names and who is taken within them by another, so the sample
+        is as good as drawn by chance however names are made.
+        """
         if self.manifest.series <= most:
             return self.arrays()
         files = self._files("series")
         enough = -(-most * len(files) // self.manifest.series)
         while (found := self._load(files[:enough])).n_series < most:
             enough += 1  # buckets are of unequal size
-        return found.take(np.arange(most))
+        drawn = np.argsort(turns(found.ids), kind="stable")[:most]
+        return found.take(np.sort(drawn))
 
-    def census(self) -> Census:
-        """What is known of each series of the set."""
+    def census(self, first: Sequence[str]) -> Census:
+        """What is known of each series of the set: of these first, then of all others."""
         tables = [self._read(name) for name in self._files("series")]
         stats = SeriesStats(_ids(tables), *(_column(tables, s, np.float64) for s in STATS))
         start, valid_end = (_column(tables, s, np.int64) for s in ("start_us", "valid_end"))
-        return Census(stats, steps_after(start, valid_end, self.contract))
+        begin = np.array([stats.row_of[name] for name in first], dtype=np.int64)
+        others = np.ones(len(start), dtype=bool)
+        others[begin] = False
+        order = np.concatenate([begin, np.flatnonzero(others)])
+        test_us = steps_after(start[order], valid_end[order], self.contract)
+        return Census(stats.take(order), test_us)
 
     def buckets(self) -> tuple[str, ...]:
         """Names of the parts of the set; together they hold every series once."""

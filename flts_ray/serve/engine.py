@@ -64,6 +64,18 @@ class ServedModel:
         """Position of each series in `fitted.stats`."""
         return {name: i for i, name in enumerate(self.fitted.stats.ids)}
 
+    @cached_property
+    def series_of_target(self) -> dict[str, str]:
+        """The known series that each target means, where it can mean only one."""
+        known, targets = self.fitted.stats.ids, self.fitted.spec.contract.targets
+        if len(targets) == len(known) == 1:
+            return {targets[0]: known[0]}
+        found = {
+            target: [name for name in known if name == target or name.endswith(f"/{target}")]
+            for target in targets
+        }
+        return {target: names[0] for target, names in found.items() if len(names) == 1}
+
 
 class Engine:
     """A model and its batcher. Make it inside the event loop that serves it."""

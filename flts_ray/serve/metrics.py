@@ -62,8 +62,8 @@ COUNTERS = {
     "inference_jobs_processed_total": "Answers to requests for a forecast, whatever they say, "
     "except those with outcome queue_full or skipped",
     "inference_jobs_outcome_total": "Answers to requests for a forecast: success; client_error "
-    "(any other 4xx); exception (500, 503); queue_full (429); skipped (504: its time was over "
-    "before the model was called; 499: its caller had left)",
+    "(any other 4xx); exception (500, 503); queue_full (429); skipped (504: its time was over; "
+    "499: its caller had left)",
     "flts_serve_series_total": "Series forecast, by whose model did it",
     "flts_serve_degraded_total": "Series answered without the model",
     "flts_serve_batches_total": "Calls of the model",

@@ -99,7 +99,13 @@ def older_question(
     columns = {name: table.numbers(name) for name in targets}
     end = _history_end(columns, spec.task.horizon if spec.contract.known_future else 0)
     asked = [
-        _series(table, model, name, _id(targets[name], model), values[:end])
+        _series(
+            table,
+            model,
+            name,
+            model.series_of_target.get(targets[name], targets[name]),
+            values[:end],
+        )
         for name, values in columns.items()
     ]
     try:
@@ -114,7 +120,8 @@ def first_series(request: PredictRequest, champion: ServedModel) -> str:
 
     Raises DataError for a table without one.
     """
-    return _id(next(iter(_targets(request, champion.fitted.spec.contract).values())), champion)
+    target = next(iter(_targets(request, champion.fitted.spec.contract).values()))
+    return champion.series_of_target.get(target, target)
 
 
 def _targets(request: PredictRequest, contract: Contract) -> dict[str, str]:
@@ -214,15 +221,6 @@ def _series(
             if name in table.data and (value := table.first(name)) is not None
         },
     )
-
-
-def _id(target: str, model: ServedModel) -> str:
-    """The known series that a target means, if it can mean only one."""
-    known = model.fitted.stats.ids
-    if len(model.fitted.spec.contract.targets) == 1 and len(known) == 1:
-        return known[0]
-    same = [name for name in known if name == target or name.endswith(f"/{target}")]
-    return same[0] if len(same) == 1 else target
 
 
 def _in_older_words(error: DataError, table: _Table, columns: tuple[str, ...]) -> DataError:

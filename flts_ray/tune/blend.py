@@ -139,8 +139,8 @@ def fitted_blend(names: Sequence[str], chosen: Selection, members: Mapping[str, 
     and those that the models know beyond the ones that weights were chosen on."""
     table = WeightTable.of(chosen.weights, chosen.row_of_series, chosen.shift, chosen.mean_weights)
     others = len(members[names[0]].stats.ids) - len(chosen.row_of_series)
-    bound = np.array([members[name].spec.needs_known_series for name in names])
-    table = table.with_new(others, bound)
+    if others:
+        table = table.with_new(others, np.zeros(len(names), bool))
     return blend_of([(name, members[name]) for name in names], table)
 
 

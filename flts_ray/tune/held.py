@@ -7,10 +7,17 @@ first.
 
 from __future__ import annotations
 
+import sys
 from functools import cached_property
 from typing import Any
 
 from flts_ray.prepare.arrays import SeriesArrays
+
+
+def ray_runs() -> bool:
+    """Whether this process has initialised Ray."""
+    # One that never imported it has not, and importing it takes seconds.
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 class Held:

@@ -10,7 +10,6 @@ its newest windows and the study nothing, because the trial's own model takes it
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from flts_ray.models.base import Compute, forecaster
 from flts_ray.models.introduce import introduced
 from flts_ray.prepare.arrays import SeriesArrays
 from flts_ray.prepare.loading import Census, PreparedSet
-from flts_ray.tune.held import Held
+from flts_ray.tune.held import Held, ray_runs
 from flts_ray.tune.outcome import StudyResult, TrialOutcome, trial_folder
 from flts_ray.tune.study import trial_setting
 from flts_ray.tune.trial import describe
@@ -47,7 +46,7 @@ def refit_best(
     fails, the trial's own artifact is returned and a warning is logged. Runs on Ray where it is
     initialised, else in this process. Ctrl-C cancels what is running and is raised on.
     prepared: where `data` was loaded from; if it has more than `tune.by_bucket_rows` rows, or
-    more series than `data`, Ray reads it by bucket for the linear model, and every model knows all
+    more series than `data`, it is read by bucket for the linear model, and every model knows all
     of its series afterwards. held: `data` in the object store, if others use it there too.
     """
     folder = folder.resolve()
@@ -55,27 +54,37 @@ def refit_best(
     left = {name: one for name, one in best.items() if not _complete(_place(folder, name))}
     compute = trial_setting(config, data, folder).compute
     sampled = prepared is not None and data.n_series < prepared.manifest.series
-    census = prepared.census() if left and prepared is not None and sampled else None
-    if left and _ray_runs():
-        large = _linear_of_large(left, config, prepared, sampled)
-        rest = {name: one for name, one in left.items() if name not in large}
+    census = prepared.census(data.ids) if left and prepared is not None and sampled else None
+    large = _linear_of_large(left, config, prepared, sampled)
+    rest = {name: one for name, one in left.items() if name not in large}
+    if rest and ray_runs():
         # A set that nobody asks for any more stays out of the object store.
-        failed = _on_ray(rest, held or Held(data), folder, config, compute, census) if rest else {}
-        failed |= _failures(
-            large,
-            lambda name, one: refit_by_bucket(_own(one), _place(folder, name), prepared, census),
-        )
+        failed = _on_ray(rest, held or Held(data), folder, config, compute, census)
     else:
         failed = _failures(
-            left,
+            rest,
             lambda name, one: refit_trial(_own(one), _place(folder, name), data, compute, census),
         )
+    failed |= _failures(
+        large,
+        lambda name, one: refit_by_bucket(_own(one), _place(folder, name), prepared, census),
+    )
     for name, error in failed.items():
         structlog.get_logger().warning("refit_failed", trial=name, error=error)
     return {
-        name: _own(outcome) if name in failed else _place(folder, name)
+        name: _instead(folder, name, outcome, census) if name in failed else _place(folder, name)
         for name, outcome in best.items()
     }
+
+
+def _instead(folder: Path, name: str, outcome: TrialOutcome, census: Census | None) -> Path:
+    """The trial's own model, told of the series that it did not see."""
+    own = _own(outcome)
+    if census is None:
+        return own
+    told = trial_folder(folder, name) / "introduced"
+    artifact.save(introduced(artifact.load(own), census), told)
+    return told
 
 
 def refit_trial(
@@ -106,7 +115,7 @@ def _linear_of_large(
 def refit_by_bucket(
     source: Path, target: Path, prepared: PreparedSet | None, census: Census | None = None
 ) -> Failure:
-    """Refit the linear model stored in `source` on a set that Ray reads by bucket."""
+    """Refit the linear model stored in `source` on a set that is read by bucket."""
     from flts_ray.models.ar import FittedAR
     from flts_ray.tune.set_sums import refit_on_set
 
@@ -163,11 +172,6 @@ def _failures(
 ) -> dict[str, str]:
     found = {name: refit(name, outcome) for name, outcome in left.items()}
     return {name: error for name, error in found.items() if error is not None}
-
-
-def _ray_runs() -> bool:
-    # A process that never imported Ray has not initialised it, and importing it takes seconds.
-    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def _place(folder: Path, trial_id: str) -> Path:

@@ -7,6 +7,7 @@ in the order of the buckets, so the result does not depend on which task ends fi
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -21,24 +22,35 @@ from flts_ray.models.ar_sums import Sums
 from flts_ray.models.volatility import Volatility
 from flts_ray.prepare.dataset import quiet_data
 from flts_ray.prepare.loading import PreparedSet
+from flts_ray.tune.held import ray_runs
 
 
 def refit_on_set(fitted: FittedAR, prepared: PreparedSet) -> FittedAR:
     """The model refitted on training and validation windows of a whole set, read by bucket.
 
-    Needs Ray. Raises DataError without a window, ArtifactError for a missing or changed file.
+    Raises DataError without a window, ArtifactError for a missing or changed file.
     """
     return refitted(fitted, sums_of_set(fitted, prepared))
 
 
 def sums_of_set(fitted: FittedAR, prepared: PreparedSet) -> Sums:
-    """Sums over all buckets; at the stride of `set_stride`."""
-    import ray
-
+    """Sums over all buckets; at the stride of `set_stride`. As tasks where Ray is initialised,
+    else one after the other."""
     splits = prepared.manifest.splits
     rows = splits["train"] + splits["validation"]
     stride = set_stride(fitted, rows, prepared.manifest.series)
-    held = ray.put((without_learned(fitted), prepared))
+    model, names = without_learned(fitted), prepared.buckets()
+    if ray_runs():
+        return reduce(add, _as_tasks(model, prepared, names, stride))
+    return reduce(add, (bucket_sums(model, prepared.bucket(name), stride) for name in names))
+
+
+def _as_tasks(
+    fitted: FittedAR, prepared: PreparedSet, names: Sequence[str], stride: int
+) -> Iterator[Sums]:
+    import ray
+
+    held = ray.put((fitted, prepared))
 
     def summed(row: dict[str, Any]) -> dict[str, Any]:
         model, found = ray.get(held)
@@ -46,10 +58,10 @@ def sums_of_set(fitted: FittedAR, prepared: PreparedSet) -> Sums:
         return {"sums": np.frombuffer(save(_contiguous(sums)), dtype=np.uint8)}
 
     with quiet_data(in_order=True):
-        items = [{"bucket": name} for name in prepared.buckets()]
+        items = [{"bucket": name} for name in names]
         steps = ray.data.from_items(items, override_num_blocks=len(items))
-        rows_found = steps.map(summed, num_cpus=1).iter_rows()
-        return reduce(add, (_sums(row["sums"]) for row in rows_found))
+        for row in steps.map(summed, num_cpus=1).iter_rows():
+            yield _sums(row["sums"])
 
 
 def without_learned(fitted: FittedAR) -> FittedAR:

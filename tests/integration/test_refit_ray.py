@@ -16,6 +16,7 @@ import ray
 from structlog.testing import capture_logs
 
 from flts_ray.config import parse_config
+from flts_ray.errors import DataError
 from flts_ray.models import artifact
 from flts_ray.models.ar import FittedAR
 from flts_ray.models.ar_set import bucket_sums
@@ -23,6 +24,7 @@ from flts_ray.models.base import Compute, Task, fit_fully, forecaster
 from flts_ray.models.memory import seen_positions
 from flts_ray.prepare.arrays import SeriesArrays
 from flts_ray.prepare.run import prepare
+from flts_ray.tune import set_sums
 from flts_ray.tune.held import Held
 from flts_ray.tune.outcome import StudyResult, TrialOutcome, trial_folder
 from flts_ray.tune.refit import refit_best
@@ -133,7 +135,8 @@ def test_models_of_a_sample_know_the_whole_set(tmp_path: Path) -> None:
     write_load(tmp_path / "in")
     config = load_config(tmp_path)
     prepared = prepare(config)
-    data, some = prepared.arrays(), prepared.sample(3)
+    some = prepared.sample(3)
+    data = prepared.arrays(prepared.census(some.ids).stats.ids)
     best, models = [], {}
     for kind, params in (PARAMS | {"seasonal_naive": {}}).items():
         place = trial_folder(tmp_path, f"{kind}-01") / "model-0001"
@@ -160,6 +163,30 @@ def test_models_of_a_sample_know_the_whole_set(tmp_path: Path) -> None:
     for array, value in network.state()[1].items():
         if array.startswith("net."):
             np.testing.assert_allclose(value, expected[array], rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_refit_the_model_of_a_sample_still_knows_the_whole_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_load(tmp_path / "in")
+    config = load_config(tmp_path)
+    prepared = prepare(config)
+    some = prepared.sample(3)
+    place = trial_folder(tmp_path, "ar-01") / "model-0001"
+    artifact.save(fit_fully("ar", some, Task(6, (0.1, 0.5, 0.9)), {"lags": 24}), place)
+    best = TrialOutcome("ar-01", "ar", {}, "finished", valid_score=1.0, artifact=place)
+
+    def lost(*_: Any) -> None:
+        raise DataError("no window")
+
+    monkeypatch.setattr(set_sums, "refitted", lost)
+    with capture_logs() as logs:
+        found = refit_best(StudyResult("study", (best,)), some, tmp_path, config, prepared)
+    assert [one["event"] for one in logs] == ["refit_failed"]
+    model = artifact.load(found["ar-01"])
+    assert sorted(model.stats.ids) == sorted(prepared.ids())
+    again = refit_best(StudyResult("study", (best,)), some, tmp_path, config, prepared)
+    assert again == found  # it is tried again, and a model that is there is left
 
 
 def test_a_set_lies_in_the_object_store_once(

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from flts_ray.models import ar
 from flts_ray.models.ar import FittedAR, LinearAR
-from flts_ray.models.ar_sums import Sums, stride_of
+from flts_ray.models.ar_sums import Sums
 from flts_ray.models.base import Compute, Task, fit_fully
-from flts_ray.models.calibrate import sample_origins
 from flts_ray.models.ridge import Moments
-from flts_ray.prepare.arrays import SeriesArrays, origins_in, windows_at
+from flts_ray.prepare.arrays import SeriesArrays, origins_in, widened, windows_at
 from tests.synthetic import seasonal_set
 
 TASK = Task(6, (0.1, 0.5, 0.9))
@@ -167,15 +166,29 @@ def test_sums_of_no_window_add_nothing() -> None:
     assert both.short[1] is one.short[1]
 
 
-def test_a_gap_does_not_widen_the_stride() -> None:
-    assert stride_of(np.array([0, 0, 0, 1, 1]), np.array([5, 30, 35, 2, 7])) == 5
-    assert stride_of(np.array([0, 1, 2]), np.array([5, 90, 41])) == 86
-    assert stride_of(np.array([0]), np.array([5])) == 1
+@pytest.mark.parametrize("most", [100, 200, 400])
+def test_the_stride_of_a_sample_is_one_of_how_many_windows_it_takes(most: int) -> None:
+    params = {"lags": 24, "pooling": "global", "max_windows": most}
+    fitted = fit_fully("ar", until(500), TASK, params)
+    model = LinearAR().refit(fitted, until(500), Compute())
+    total = len(origins_in(widened(until(500)), "train", model.summed, 6)[0])
+    assert model.sums is not None and model.sums.strides[0] == round(total / most) > 1
 
 
-@pytest.mark.parametrize("most", [200, 300, 500])
-def test_the_stride_of_a_sample_is_its_mean_distance(most: int) -> None:
-    data = other_dynamics()
-    total = len(origins_in(data, "train", 24, 6)[0])
-    found = stride_of(*sample_origins(data, "train", 24, 6, most))
-    assert abs(found - total / most) <= 0.7
+def test_series_that_begin_together_take_turns_in_an_update() -> None:
+    whole, n = seasonal_set(n_series=50, length=500), 50
+
+    def cut(train: int, valid: int) -> SeriesArrays:
+        return replace(whole, train_end=np.full(n, train), valid_end=np.full(n, valid))
+
+    params = {"lags": 24, "pooling": "global", "max_windows": 200}
+    fitted = fit_fully("ar", cut(300, 400), TASK, params)
+    model = LinearAR().refit(fitted, cut(300, 400), Compute())
+    counts = []
+    for valid in (400, 414, 428, 442):
+        model = LinearAR().update(model, cut(300, valid), Compute())
+        assert model.sums is not None and model.sums.strides[0] > 60
+        assert model.sums.short[0] is not None
+        counts.append(model.sums.short[0].n)
+    added = np.diff(counts)
+    assert (added >= 1).all() and (added <= 30).all()  # 14 steps of 50 series, one of 85 windows

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from flts_ray.errors import DataError
+from flts_ray.evaluate.backtest import choose_origins
+from flts_ray.evaluate.rolling import rolling_backtest
 from flts_ray.models import artifact
 from flts_ray.models.base import KINDS, Compute, Fitted, Task, fit_fully, forecaster
 from flts_ray.models.introduce import introduced, takes_any
@@ -83,6 +85,19 @@ def test_rows_from_the_test_span_on_are_new_of_every_series(kind: str) -> None:
     memory = memory_of(updated)
     assert memory is not None and updated.stats.ids == WHOLE.ids
     np.testing.assert_array_equal(seen_positions(updated, newer), newer.valid_end)
+
+
+def test_bands_kept_up_to_date_are_those_of_its_own_series(kind: str) -> None:
+    """Series that the judge does not look at say nothing about the others."""
+    before = fitted(kind)
+    many = WHOLE.take([0, 1, 2, 3, *[4, 5] * 50])
+    named = replace(many.stats, ids=(*SOME.ids, *(f"other-{i}" for i in range(100))))
+    after = introduced(before, census_of(replace(many, stats=named)))
+    origins = choose_origins(SOME, "test", before.spec.lookback, 6, 5)
+    expected = rolling_backtest(before, SOME, origins)
+    found = rolling_backtest(after, SOME, origins)
+    assert expected is not None and found is not None
+    np.testing.assert_allclose(found.quantiles, expected.quantiles, rtol=1e-12)
 
 
 def test_it_is_stored_and_loaded(kind: str, tmp_path: Path) -> None:

@@ -54,12 +54,36 @@ def test_arrays_hold_what_the_files_said(config: Config) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4])
-def test_a_sample_is_the_first_of_all_series(config: Config, most: int) -> None:
+def test_a_sample_holds_so_many_of_the_series(config: Config, most: int) -> None:
     made = prepare(config)
     whole, some = made.arrays(), made.sample(most)
-    assert some.ids == whole.ids[:most]
-    np.testing.assert_array_equal(some.y, whole.take(np.arange(most)).y)
-    np.testing.assert_array_equal(some.stats.scale, whole.stats.scale[:most])
+    assert some.n_series == most and made.sample(most).ids == some.ids
+    rows = [whole.stats.row_of[name] for name in some.ids]
+    assert rows == sorted(set(rows))
+    np.testing.assert_array_equal(some.y, whole.take(rows).y)
+    np.testing.assert_array_equal(some.stats.scale, whole.stats.scale[rows])
+
+
+def test_a_sample_does_not_go_by_the_alphabet(tmp_path: Path) -> None:
+    names = [f"{region}/cell-{i:02}" for region in ("east", "north", "west") for i in range(20)]
+    (tmp_path / "in").mkdir()
+    lines = [
+        f"2024-01-{1 + hour // 24:02}T{hour % 24:02}:00:00Z,{name},{hour % 24 + hour % 5}"
+        for name in names
+        for hour in range(240)
+    ]
+    (tmp_path / "in" / "load.csv").write_text("\n".join(["ds,unique_id,y", *lines]) + "\n")
+    raw = {
+        "name": "many",
+        "root": str(tmp_path / "root"),
+        "data": {"path": str(tmp_path / "in"), "id": "unique_id", "frequency": "1h"},
+        "prepare": {"engine": "local", "buckets": 1},
+        "task": {"horizon": 6},
+    }
+    made = prepare(parse_config(raw))
+    regions = [name.split("/")[0] for name in made.sample(30).ids]
+    assert len(made.buckets()) == 1
+    assert all(4 <= regions.count(region) <= 16 for region in ("east", "north", "west"))
 
 
 def test_a_sample_of_few_series_is_the_set(config: Config) -> None:
@@ -86,8 +110,11 @@ def test_a_sample_reads_no_more_buckets_than_it_needs(
 
 def test_a_census_tells_of_every_series(config: Config) -> None:
     made = prepare(config)
-    whole, census = made.arrays(), made.census()
-    assert census.stats.ids == whole.ids
+    first = ("s3", "s1")
+    census = made.census(first)
+    assert census.stats.ids[:2] == first
+    assert census.stats.ids[2:] == tuple(name for name in made.ids() if name not in first)
+    whole = made.arrays(census.stats.ids)
     for name in ("mean", "std", "scale", "clip_lo", "clip_hi"):
         np.testing.assert_array_equal(getattr(census.stats, name), getattr(whole.stats, name))
     begins = steps_after(whole.start_us, whole.valid_end, whole.contract)

@@ -17,11 +17,14 @@ from structlog.testing import capture_logs
 
 from flts_ray.config import parse_config
 from flts_ray.models import artifact
-from flts_ray.models.ar import LinearAR
+from flts_ray.models.ar import FittedAR, LinearAR
+from flts_ray.models.ar_set import bucket_sums
 from flts_ray.models.base import Compute, Fitted, Task, fit_fully, forecaster
 from flts_ray.prepare.arrays import widened
+from flts_ray.prepare.run import prepare
 from flts_ray.tune.outcome import StudyResult, TrialOutcome, trial_folder
 from flts_ray.tune.refit import refit_best
+from tests.raw_files import load_config, write_load
 from tests.synthetic import seasonal_set
 
 DATA = seasonal_set(n_series=2, length=400)
@@ -213,3 +216,23 @@ def test_the_module_loads_nothing_that_a_linear_model_does_not_need() -> None:
     code = "import sys, flts_ray.tune.refit; print(*sorted({'ray', 'torch'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == []
+
+
+def test_without_ray_the_linear_model_learns_from_every_bucket(tmp_path: Path) -> None:
+    write_load(tmp_path / "in")
+    config = load_config(tmp_path)
+    prepared = prepare(config)
+    some = prepared.sample(3)
+    place = trial_folder(tmp_path, "ar-01") / "model-0001"
+    model = fit_fully("ar", some, TASK, {"lags": 24})
+    assert isinstance(model, FittedAR)
+    artifact.save(model, place)
+    best = TrialOutcome("ar-01", "ar", {}, "finished", valid_score=1.0, artifact=place)
+    found = refit_best(StudyResult("study", (best,)), some, tmp_path, config, prepared)
+    refit = artifact.load(found["ar-01"])
+    assert isinstance(refit, FittedAR) and refit.sums is not None
+    assert sorted(refit.stats.ids) == sorted(prepared.ids())
+    expected = bucket_sums(model, prepared.arrays(), refit.sums.strides[0])
+    for name, value in expected.arrays().items():
+        size = float(np.abs(value).max(initial=0.0))
+        assert np.allclose(refit.sums.arrays()[name], value, rtol=1e-9, atol=1e-9 * size), name
