@@ -3,7 +3,8 @@
 Design choices: errors of tomorrow are as large as changes were of late, over several spans at
 once (heterogeneous autoregression, Corsi 2009), so the logarithm of a model's error is regressed
 on logarithms of mean absolute changes within the window: from step to step, from season to season
-and from week to week; everything is read from the window, so a band follows calm and storm
+and from week to week; and of how high the load is now, in units of the window's own level, because
+errors of a load grow with it; everything is read from the window, so a band follows calm and storm
 without any state; slopes are shrunk by as many windows as do not overlap, because the others say
 the same again, and count only as far as they help on blocks of time that did not choose them; a
 series has a level of its own, shrunk towards that of all.
@@ -31,11 +32,16 @@ MIN_ERROR = 1e-2
 ROUNDS = 3
 
 
+LEVEL = 2
+"""Of `Sign.changes`: neither values nor changes, but how high they lie."""
+
+
 class Sign(NamedTuple):
     """Mean absolute difference of values `lag` apart over the last `steps` differences.
 
     Of the changes from step to step in place of the values where `changes` is 1; with lag 0 the
-    standard deviation of the window.
+    standard deviation of the last `steps` values, or, where `changes` is LEVEL, their mean absolute
+    value by that of the window.
     """
 
     lag: int
@@ -54,7 +60,10 @@ def signs_of(season: int, lookback: int, horizon: int) -> tuple[Sign, ...]:
         found += [Sign(ahead, lookback - ahead)] if ahead > season else []
         found += [Sign(week, steps) for steps in (season, lookback - week)]
         found += [Sign(season, steps, 1) for steps in (season, lookback - season - 1)]
-    return tuple(dict.fromkeys(s for s in found if s.steps >= near and _reach(s) <= lookback))
+    shown = [sign for sign in found if sign.steps >= near and _reach(sign) <= lookback]
+    latest = min(max(3, horizon // 4), near)
+    shown += [Sign(0, steps, LEVEL) for steps in (latest, near) if steps < lookback]
+    return tuple(dict.fromkeys(shown))
 
 
 def _reach(sign: Sign) -> int:
@@ -62,7 +71,7 @@ def _reach(sign: Sign) -> int:
 
 
 def seen_signs(y: np.ndarray, scale: np.ndarray, signs: Sequence[Sign]) -> np.ndarray:
-    """Logarithms of the signs in units of the scale: float64 [n, k].
+    """Logarithms of the signs in units of the scale, or of the window's level: float64 [n, k].
 
     y: [n, L], newest last; scale: [n]. A flat window shows -log(BOUND), not minus infinity.
     """
@@ -70,13 +79,20 @@ def seen_signs(y: np.ndarray, scale: np.ndarray, signs: Sequence[Sign]) -> np.nd
     found = np.empty((len(y), len(signs)))
     for column, (lag, steps, order) in enumerate(signs):
         if lag == 0:
-            found[:, column] = y[:, -steps:].std(axis=1)
+            last = y[:, -steps:]
+            found[:, column] = scale * _height(y, last) if order == LEVEL else last.std(axis=1)
             continue
         if (lag, order) not in changes:
             values = np.diff(y, axis=1) if order else y
             changes[lag, order] = np.abs(values[:, lag:] - values[:, :-lag])
         found[:, column] = changes[lag, order][:, -steps:].mean(axis=1)
     return np.log(np.clip(found / scale[:, None], 1 / BOUND, BOUND))
+
+
+def _height(y: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Mean absolute value of the last values by that of all; one where all are zero: [n]."""
+    level = np.abs(y).mean(axis=1)
+    return np.divide(np.abs(last).mean(axis=1), level, out=np.ones(len(y)), where=level > 0)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from flts_ray.models.volatility import (
     BOUND,
+    LEVEL,
     Sign,
     Volatility,
     fit_volatility,
@@ -48,6 +49,33 @@ def test_a_seasonal_sign_is_blind_to_what_repeats() -> None:
     step, season, _ = seen_signs(y, np.ones(1), SIGNS)[0]
     assert season == pytest.approx(-np.log(BOUND))
     assert step == pytest.approx(np.log(np.abs(np.diff(y))[0, -8:].mean()))
+
+
+def test_the_level_is_that_of_the_window() -> None:
+    y = np.array([[1.0, 1.0, 1.0, 1.0, 3.0, 5.0], [2.0] * 6, [0.0] * 6])
+    signs = (Sign(0, 2, LEVEL), Sign(0, 1, LEVEL))
+    seen = seen_signs(y, np.array([1.0, 7.0, 1.0]), signs)
+    np.testing.assert_allclose(seen[0], np.log([4.0 / 2.0, 5.0 / 2.0]))
+    np.testing.assert_allclose(seen[1:], 0.0, atol=1e-12)
+    np.testing.assert_allclose(seen_signs(100 * y, np.ones(3), signs), seen, atol=1e-12)
+
+
+def test_bands_grow_with_the_load() -> None:
+    """Errors that are a share of the load are wider where the load is high now."""
+    rng = np.random.default_rng(3)
+    n, signs = 4000, signs_of(1, 48, 4)
+    assert any(sign.changes == LEVEL for sign in signs)
+    walk = np.exp(np.cumsum(0.15 * rng.standard_normal((n, 48)), axis=1))
+    # The same changes everywhere: only the level tells what the next error will be.
+    y = walk / walk.mean(axis=1, keepdims=True)
+    error = y[:, -3:].mean(axis=1, keepdims=True) * np.abs(rng.standard_normal((n, 4)))
+    seen = seen_signs(y, np.ones(n), signs)
+    found = fit_volatility(signs, seen, error, np.zeros(n, np.int64), 1.0, 1)
+    high = y[:, -3:].mean(axis=1) > 1.5
+    low = y[:, -3:].mean(axis=1) < 0.7
+    width = found.scale(seen, np.ones(n), np.zeros(n, np.int64))
+    share = error[high].mean() / error[low].mean()
+    assert width[high].mean() / width[low].mean() > 0.7 * share > 1.4
 
 
 def test_signs_have_no_units() -> None:
